@@ -1,0 +1,49 @@
+# The two commands a newcomer needs are `make demo` and `make test`. Both make .venv when it is missing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Allocator and thread settings that make CPU training several times faster; harmless elsewhere.
+export MALLOC_MMAP_MAX_ ?= 0
+export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
+export OMP_WAIT_POLICY ?= PASSIVE
+export TOKENIZERS_PARALLELISM ?= true
+
+.PHONY: help demo test check format clean
+
+help:  ## What can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(READY)  ## Convert, evaluate, uptrain and report on the embedded checkpoint
+	$(BIN)/gqa-run demo
+
+test: $(READY)  ## Run the tests
+	$(BIN)/python -m pytest
+
+check: $(READY) .links  ## Formatting, lint, types and import direction
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -q tests/test_house.py
+
+format: $(READY)  ## Format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Remove the environment and everything made by a run
+	rm -rf $(VENV) .links runs build *.egg-info
+
+# torch goes first and alone: what follows then finds it installed and fetches no other build.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Type checkers do not follow setuptools' package mapping; these links show them the same tree.
+.links: pyproject.toml
+	mkdir -p .links/gqa
+	for package in convert eval recipes uptrain; do ln -sfn ../../$$package .links/gqa/$$package; done
+	touch .links

@@ -1,0 +1,47 @@
+"""How every command of the project meets its user: exit codes, signals, and where text goes.
+
+Exit codes: 0 done; 2 the input was wrong (one sentence on stderr); 130 interrupted by Ctrl-C; 143 by SIGTERM.
+"""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import typer
+
+from gqa.convert.errors import UserError
+
+
+@contextmanager
+def friendly_errors() -> Iterator[None]:
+    """Run a command's body so that what a user can mend ends in one sentence and exit code 2, without a traceback.
+
+    Ctrl-C and SIGTERM unwind the stack, so that every `with` block cleans up after itself, and exit with 130 and 143.
+    """
+    try:
+        with _sigterm_unwinds():
+            yield
+    except UserError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("Interrupted.", err=True)
+        raise typer.Exit(130) from None
+    except BrokenPipeError:  # `gqa-convert ... | head`: the reader has gone, which is not our error
+        sys.stderr.close()
+        raise typer.Exit(0) from None
+
+
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    def unwind(signum: int, frame: FrameType | None) -> None:
+        del frame
+        raise SystemExit(128 + signum)
+
+    previous = signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,86 @@
+"""Output directories that appear whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gqa.convert.errors import UserError
+
+
+def check_output(output: Path, inputs: list[Path], *, overwrite: bool) -> None:
+    """Refuse an output that exists (unless `overwrite`), lies inside an input or holds one.
+
+    Raises:
+        UserError: with the path and what to do.
+    """
+    resolved = output.resolve()
+    for path in (item.resolve() for item in inputs):
+        if resolved == path or resolved.is_relative_to(path) or path.is_relative_to(resolved):
+            raise UserError(
+                f"the output {output} is the input {path}, inside it, or around it; choose another with --output"
+            )
+    if output.is_symlink() or output.exists():
+        if not overwrite:
+            raise UserError(f"the output {output} exists; choose another with --output, or replace it with --overwrite")
+        if output.is_symlink() or not output.is_dir():
+            raise UserError(f"the output {output} is not a directory; --overwrite replaces directories only")
+    parent = _existing_parent(output)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"no permission to write into {parent}; choose another place with --output")
+
+
+@contextmanager
+def atomic_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty directory beside `target` that becomes `target` when the block ends well.
+
+    On any exception, Ctrl-C and SIGTERM included, it is removed and `target` stays as it was. With `overwrite` the
+    old directory is moved aside first and deleted only after the new one is in place.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    work.chmod(0o777 & ~current_umask())
+    try:
+        yield work
+        sync_tree(work)
+        if overwrite and target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+            target.rename(old / target.name)
+            work.rename(target)
+            shutil.rmtree(old)
+        else:
+            work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by a file holding `text`, so that a reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def current_umask() -> int:
+    """The process's umask; it can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sync_tree(directory: Path) -> None:
+    """Flush the directory's own entry, so that the rename that follows is not reordered before its files."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _existing_parent(path: Path) -> Path:
+    for parent in path.absolute().parents:
+        if parent.exists():
+            return parent
+    raise AssertionError("the root exists")

@@ -1,0 +1,14 @@
+"""The one exception for what a user can mend: bad input, said in a sentence with the fix."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something about the input is wrong. The message says what, where, and what to do."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` (did you mean 'llama'?)` when a known word is close to `word`, otherwise an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

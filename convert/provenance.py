@@ -1,0 +1,89 @@
+"""`gqa.json`: how a checkpoint came to be, stage after stage, so that it can be checked and made again.
+
+The file holds `{"format": 1, "stages": [...]}`, oldest stage first. Every stage has
+
+- `stage`: "convert" or "uptrain";
+- `created`: UTC time, ISO 8601; `command`: the arguments as typed; `versions`: of Python and the packages used;
+- `source`: `path` as given, and the `fingerprint` of the checkpoint that went in;
+- what the stage itself has to say: for "convert" `method`, `seed`, `dtype`, `num_heads`, `kv_heads_before` and
+  `kv_heads_after` (one entry a layer); for "uptrain" `config`, `steps`, `tokens` and the `validation` results.
+"""
+
+import hashlib
+import json
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from gqa.convert.errors import UserError
+
+FILE_NAME = "gqa.json"
+FORMAT = 1
+_WEIGHT_SUFFIXES = (".safetensors", ".bin")
+_BLOCK = 1 << 16
+_BLOCKS = 16
+
+
+def read_stages(checkpoint: Path) -> list[dict[str, Any]]:
+    """The stages that made `checkpoint`, oldest first; empty when it carries no `gqa.json`.
+
+    Raises:
+        UserError: the file is not JSON or of a newer format.
+    """
+    path = checkpoint / FILE_NAME
+    if not path.is_file():
+        return []
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["format"] != FORMAT:
+            raise UserError(f"{path} has format {document['format']}; this version reads {FORMAT}: upgrade gqa")
+        return list(document["stages"])
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not a provenance file ({error}); remove it or restore it") from error
+
+
+def write_stages(checkpoint: Path, stages: list[dict[str, Any]]) -> None:
+    """Write `gqa.json` into `checkpoint`."""
+    text = json.dumps({"format": FORMAT, "stages": stages}, indent=2) + "\n"
+    (checkpoint / FILE_NAME).write_text(text, encoding="utf-8")
+
+
+def new_stage(stage: str, source: Path, **facts: Any) -> dict[str, Any]:
+    """A stage's record: what was done now, by which command and versions, to the checkpoint at `source`."""
+    return {
+        "stage": stage,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "versions": versions(),
+        "source": {"path": str(source), "fingerprint": fingerprint(source)},
+        **facts,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that touch a checkpoint."""
+    packages = ("gqa", "torch", "transformers", "safetensors", "accelerate")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
+
+
+def fingerprint(checkpoint: Path) -> str:
+    """A SHA-256 that tells checkpoints apart in milliseconds, whatever their size.
+
+    It covers `config.json` whole, and of every weight file the name, the size and 16 blocks of 64 KiB spread evenly
+    over it (the first holds the safetensors header). It identifies a checkpoint; it does not prove every byte.
+    """
+    digest = hashlib.sha256()
+    digest.update((checkpoint / "config.json").read_bytes())
+    for path in sorted(item for item in checkpoint.iterdir() if item.suffix in _WEIGHT_SUFFIXES):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size};".encode())
+        with path.open("rb") as file:
+            for index in range(_BLOCKS):
+                file.seek(max(size - _BLOCK, 0) * index // (_BLOCKS - 1))
+                digest.update(file.read(_BLOCK))
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,1 @@
+"""Before and after: perplexity, KV-cache bytes, parameters and size of checkpoints on the same data."""

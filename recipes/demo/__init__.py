@@ -1,0 +1,1 @@
+"""The embedded demo checkpoint, the corpus it was trained on, and the script that remakes it."""
