@@ -32,5 +32,10 @@ def build_options(kind: type[Options], values: Mapping[str, Any], where: str) ->
         first = error.errors()[0]
         cause = first.get("ctx", {}).get("error")
         key = ".".join(str(part) for part in first["loc"])
-        said = str(cause) if isinstance(cause, UserError) else f"{key}: {first['msg']}, got {first['input']!r}"
+        if isinstance(cause, UserError):
+            said = str(cause)
+        elif first["type"].startswith("missing"):
+            said = f"{key} is needed and not given"
+        else:
+            said = f"{key}: {first['msg']}, got {first['input']!r}"
         raise UserError(f"{where}: {said}") from None
