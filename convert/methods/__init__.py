@@ -1,1 +1,1 @@
-"""One file per way to merge heads."""
+"""One file per way to merge heads: a module with a pure function `merge` and nothing else public."""

@@ -1,0 +1,5 @@
+"""`python -m gqa.convert`."""
+
+from gqa.convert.cli import main
+
+main()

@@ -1,0 +1,44 @@
+"""One layer's attention weights in canonical shape: the only thing that merging methods ever see."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionWeights:
+    """The projections of one attention layer, a head at a time.
+
+    Query heads stand in group order: query head `i` reads KV head `i // (num_heads // num_kv_heads)`. Tensors keep
+    the dtype they have on disk and may be views of a mapped file: never write into them.
+    """
+
+    q: Tensor
+    """[num_heads, head_dim, hidden_size]"""
+    k: Tensor
+    """[num_kv_heads, head_dim, hidden_size]"""
+    v: Tensor
+    """[num_kv_heads, head_dim, hidden_size]"""
+    o: Tensor
+    """[num_heads, hidden_size, head_dim]: the layer's output is the sum of `o[h] @ head[h]`"""
+    q_bias: Tensor | None = None
+    """[num_heads, head_dim]"""
+    k_bias: Tensor | None = None
+    """[num_kv_heads, head_dim]"""
+    v_bias: Tensor | None = None
+    """[num_kv_heads, head_dim]"""
+    k_norm: Tensor | None = None
+    """[num_kv_heads, head_dim], the weight of a norm on the keys that differs from head to head; None where there is
+    no such norm or where all heads share one weight"""
+
+    @property
+    def num_heads(self) -> int:
+        return self.q.shape[0]
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.k.shape[0]
+
+    @property
+    def head_dim(self) -> int:
+        return self.k.shape[1]

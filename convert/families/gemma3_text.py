@@ -1,0 +1,10 @@
+"""Gemma 3, the language model on its own."""
+
+from gqa.convert.family import Family
+
+FAMILY = Family(
+    model_type="gemma3_text",
+    k_norm_scope="shared",
+    default_kv_heads=4,
+    default_head_dim=256,
+)

@@ -1,0 +1,7 @@
+"""Granite 3: Llama with multipliers."""
+
+from gqa.convert.family import Family
+
+FAMILY = Family(
+    model_type="granite",
+)

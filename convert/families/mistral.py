@@ -1,0 +1,8 @@
+"""Mistral 7B and its kin, with or without a sliding window."""
+
+from gqa.convert.family import Family
+
+FAMILY = Family(
+    model_type="mistral",
+    default_kv_heads=8,
+)

@@ -1,0 +1,8 @@
+"""Mixtral: Mistral's attention over a mixture of experts."""
+
+from gqa.convert.family import Family
+
+FAMILY = Family(
+    model_type="mixtral",
+    default_kv_heads=8,
+)

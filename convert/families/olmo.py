@@ -1,0 +1,8 @@
+"""OLMo 1: no norm weights, optionally clipped q, k and v."""
+
+from gqa.convert.family import Family
+
+FAMILY = Family(
+    model_type="olmo",
+    clip_key="clip_qkv",
+)

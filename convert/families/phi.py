@@ -1,0 +1,9 @@
+"""Phi-1, Phi-1.5 and Phi-2: parallel residual, partial rotary, biases everywhere, optional shared norms."""
+
+from gqa.convert.family import Family
+
+FAMILY = Family(
+    model_type="phi",
+    o="dense",
+    k_norm_scope="shared",
+)

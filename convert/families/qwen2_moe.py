@@ -1,0 +1,8 @@
+"""Qwen1.5-MoE and Qwen2-MoE."""
+
+from gqa.convert.family import Family
+
+FAMILY = Family(
+    model_type="qwen2_moe",
+    default_kv_heads=16,
+)

@@ -1,0 +1,8 @@
+"""SmolLM3: some layers without rotary positions."""
+
+from gqa.convert.family import Family
+
+FAMILY = Family(
+    model_type="smollm3",
+    default_kv_heads=4,
+)

@@ -1,0 +1,11 @@
+"""StableLM: partial rotary, optional q/k/v biases, an optional LayerNorm of its own for every head."""
+
+from gqa.convert.family import Family
+
+FAMILY = Family(
+    model_type="stablelm",
+    k_norm="k_layernorm.norms.{head}.weight",
+    k_norm_scope="per_head",
+    default_kv_heads=32,
+    reads_head_dim=False,
+)

@@ -1,0 +1,8 @@
+"""StarCoder2: biases on all four projections."""
+
+from gqa.convert.family import Family
+
+FAMILY = Family(
+    model_type="starcoder2",
+    default_kv_heads=2,
+)

@@ -1,0 +1,130 @@
+"""What a model family is to the converter: a frozen record of names and defaults, found by `model_type`."""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from gqa.convert import families
+from gqa.convert.errors import UserError, did_you_mean
+from gqa.convert.families.refused import REFUSED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How one `model_type` lays out its attention on disk, and which configuration keys size it.
+
+    Tensor names are those of the files, with `{layer}` for the layer's number and `{head}` for a head's. The defaults
+    are the names that most families share, so a family's file states only what differs.
+    """
+
+    model_type: str
+    """`model_type` in config.json"""
+    layer: str = "model.layers.{layer}.self_attn."
+    """prefix of a layer's attention tensors"""
+    base_prefix: str = "model."
+    """what a checkpoint of the bare base model leaves off every name"""
+    q: str = "q_proj"
+    k: str = "k_proj"
+    v: str = "v_proj"
+    o: str = "o_proj"
+    """modules of the four projections; `.weight` and, where there is one, `.bias` follow"""
+    fused_qkv: str | None = None
+    """the module that holds q, k and v in this order as blocks of rows, in place of three modules"""
+    k_norm: str | None = None
+    """the weight of a key norm that differs from head to head: a [num_kv_heads, head_dim] or flat tensor, or one
+    tensor a head when the name holds `{head}`; absent from checkpoints whose configuration turns it off"""
+    rotary: Literal["half", "interleaved", "none"] = "half"
+    """which components rotate together: (i, i + rotary_dim / 2), (2i, 2i + 1), or none"""
+    k_norm_scope: Literal["none", "shared", "per_head", "full_width"] = "none"
+    """what a norm on the keys sees: one head with a weight shared by all heads, or with a weight of its own, or the
+    whole width of all heads at once"""
+    clip_key: str | None = None
+    """configuration key that clamps q, k and v after their projection"""
+    default_kv_heads: int | None = None
+    """KV heads when the configuration has no `num_key_value_heads` (None: as many as query heads)"""
+    default_head_dim: int | None = None
+    """head dim when the configuration has no `head_dim` (None: hidden_size / num_attention_heads)"""
+    reads_head_dim: bool = True
+    """whether the class honours `head_dim` in the configuration"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadShape:
+    """The sizes of a checkpoint's attention."""
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+
+
+@cache
+def all_families() -> dict[str, Family]:
+    """Every supported family by model type, in alphabetical order."""
+    names = sorted(info.name for info in pkgutil.iter_modules(families.__path__))
+    modules = [importlib.import_module(f"{families.__name__}.{name}") for name in names if name != "refused"]
+    return {module.FAMILY.model_type: module.FAMILY for module in modules}
+
+
+def family_for(config: Mapping[str, Any]) -> Family:
+    """The family of a checkpoint's configuration.
+
+    Raises:
+        UserError: no or unknown model type, a family that can't be converted (with the reason), a quantised
+            checkpoint, or one that brings its own code.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise UserError("config.json has no model_type; it is not a transformers checkpoint")
+    if model_type in REFUSED:
+        raise UserError(f"{model_type} can't be converted: {REFUSED[model_type]}")
+    if model_type not in all_families():
+        known = list(all_families())
+        raise UserError(
+            f"unsupported model type {model_type!r}{did_you_mean(model_type, known)}; supported: {', '.join(known)}"
+        )
+    if config.get("quantization_config"):
+        raise UserError("the checkpoint is quantised (quantization_config in config.json); dequantise it first")
+    if config.get("auto_map"):
+        raise UserError(
+            "the checkpoint brings its own code (auto_map in config.json), which is never run; "
+            f"if the stock {model_type} class loads it, remove auto_map from a copy of it and convert that"
+        )
+    return all_families()[model_type]
+
+
+def head_shape(family: Family, config: Mapping[str, Any]) -> HeadShape:
+    """The sizes that the family's own configuration class would read from `config`.
+
+    Raises:
+        UserError: a size is missing, not a positive integer, or does not divide as it must.
+    """
+    hidden_size = _size(config, "hidden_size")
+    num_heads = _size(config, "num_attention_heads")
+    num_kv_heads = _size(config, "num_key_value_heads", family.default_kv_heads or num_heads)
+    if num_heads % num_kv_heads:
+        raise UserError(f"config.json: {num_heads} query heads do not divide among {num_kv_heads} KV heads; restore it")
+    head_dim = family.default_head_dim or hidden_size // num_heads
+    if family.reads_head_dim:
+        head_dim = _size(config, "head_dim", head_dim)
+    return HeadShape(
+        num_layers=_size(config, "num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        hidden_size=hidden_size,
+    )
+
+
+def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = config.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise UserError(f"config.json has no {key}; restore it from the original checkpoint")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"config.json: {key} is {value!r}, not a positive integer; restore it")
+    return value

@@ -1,0 +1,169 @@
+"""Disk tensors <-> AttentionWeights: the names, the blocks of fused matrices, and the shapes of one layer."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gqa.convert.attention import AttentionWeights
+from gqa.convert.errors import UserError
+from gqa.convert.family import Family, HeadShape
+
+Tensors = Mapping[str, Tensor]
+
+
+def layer_prefix(family: Family, names: set[str], layer: int) -> str:
+    """The prefix of a layer's attention tensors, with or without the base model's own, as `names` has it."""
+    prefix = family.layer.format(layer=layer)
+    bare = prefix.removeprefix(family.base_prefix)
+    return prefix if not any(name.startswith(bare) for name in names) else bare
+
+
+def kv_shapes(family: Family, shape: HeadShape) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors, by name after the layer's prefix, that a checkpoint may hold and that K and V are in.
+
+    Which of the biases and norms are really there depends on the configuration; the weights always are.
+    """
+    rows = shape.num_kv_heads * shape.head_dim
+    shapes: dict[str, tuple[int, ...]] = {}
+    for module, height in _kv_modules(family, shape):
+        shapes[f"{module}.weight"] = (height, shape.hidden_size)
+        shapes[f"{module}.bias"] = (height,)
+    if family.k_norm and "{head}" in family.k_norm:
+        shapes |= {family.k_norm.format(head=head): (shape.head_dim,) for head in range(shape.num_kv_heads)}
+    elif family.k_norm:
+        per_head = family.k_norm_scope == "per_head"
+        shapes[family.k_norm] = (shape.num_kv_heads, shape.head_dim) if per_head else (rows,)
+    return shapes
+
+
+def attention_shapes(family: Family, shape: HeadShape) -> dict[str, tuple[int, ...]]:
+    """`kv_shapes` and those of the query and output projections: everything that `read_layer` reads."""
+    width = shape.num_heads * shape.head_dim
+    shapes = kv_shapes(family, shape) | {f"{family.o}.weight": (shape.hidden_size, width)}
+    if not family.fused_qkv:
+        shapes |= {f"{family.q}.weight": (width, shape.hidden_size), f"{family.q}.bias": (width,)}
+    return shapes
+
+
+def required_names(family: Family) -> list[str]:
+    """Names, after the layer's prefix, that every layer of every checkpoint of the family has."""
+    modules = [family.fused_qkv] if family.fused_qkv else [family.q, family.k, family.v]
+    return [f"{module}.weight" for module in (*modules, family.o)]
+
+
+def read_layer(family: Family, shape: HeadShape, tensors: Tensors) -> AttentionWeights:
+    """One layer's tensors, by name after the layer's prefix, in canonical shape. Views wherever the layout allows."""
+    if family.fused_qkv:
+        tensors = dict(tensors) | _split_fused(family, shape, tensors)
+
+    def weight(module: str) -> Tensor:
+        return _by_head(tensors[f"{module}.weight"], shape.head_dim)  # [heads, head_dim, hidden_size]
+
+    def bias(module: str) -> Tensor | None:
+        found = tensors.get(f"{module}.bias")
+        return None if found is None else _by_head(found, shape.head_dim)  # [heads, head_dim]
+
+    output = tensors[f"{family.o}.weight"]  # [hidden_size, num_heads * head_dim]
+    return AttentionWeights(
+        q=weight(family.q),
+        k=weight(family.k),
+        v=weight(family.v),
+        o=output.view(shape.hidden_size, shape.num_heads, shape.head_dim).transpose(0, 1),
+        q_bias=bias(family.q),
+        k_bias=bias(family.k),
+        v_bias=bias(family.v),
+        k_norm=_read_k_norm(family, shape, tensors),
+    )
+
+
+def write_layer(family: Family, old: AttentionWeights, new: AttentionWeights) -> dict[str, Tensor]:
+    """The disk tensors that differ between `old` and `new`, by name after the layer's prefix.
+
+    A part that a method returned as the same object has not changed and is left out.
+    """
+    if family.fused_qkv:
+        changed = _write_fused(family, new)
+    else:
+        changed = {}
+        for module, part, part_bias in (
+            (family.q, "q", "q_bias"),
+            (family.k, "k", "k_bias"),
+            (family.v, "v", "v_bias"),
+        ):
+            for kind, name in (("weight", part), ("bias", part_bias)):
+                value = getattr(new, name)
+                if value is not None and value is not getattr(old, name):
+                    changed[f"{module}.{kind}"] = value.flatten(0, 1)
+    if new.o is not old.o:
+        changed[f"{family.o}.weight"] = new.o.transpose(0, 1).flatten(1, 2)
+    if family.k_norm and new.k_norm is not None and new.k_norm is not old.k_norm:
+        changed |= _write_k_norm(family, new.k_norm)
+    return {name: tensor.contiguous() for name, tensor in changed.items()}
+
+
+def meta_layer(family: Family, shape: HeadShape, names: set[str]) -> AttentionWeights:
+    """A layer without storage that has just the tensors in `names`: how a plan learns shapes from the layout itself."""
+    shapes = {name: size for name, size in attention_shapes(family, shape).items() if name in names}
+    return read_layer(family, shape, {name: torch.empty(size, device="meta") for name, size in shapes.items()})
+
+
+def with_kv_heads(weights: AttentionWeights, groups: int) -> AttentionWeights:
+    """`weights` cut to its first `groups` KV heads: what any method's output looks like from outside."""
+    parts = ("k", "v", "k_bias", "v_bias", "k_norm")
+    cut = {part: getattr(weights, part)[:groups] for part in parts if getattr(weights, part) is not None}
+    return replace(weights, **cut)
+
+
+def _kv_modules(family: Family, shape: HeadShape) -> list[tuple[str, int]]:
+    """Modules that hold K or V, with their rows."""
+    rows = shape.num_kv_heads * shape.head_dim
+    if family.fused_qkv:
+        return [(family.fused_qkv, shape.num_heads * shape.head_dim + 2 * rows)]
+    return [(family.k, rows), (family.v, rows)]
+
+
+def _by_head(tensor: Tensor, head_dim: int) -> Tensor:
+    """[heads * head_dim, ...] -> [heads, head_dim, ...], a view."""
+    return tensor.unflatten(0, (-1, head_dim))
+
+
+def _split_fused(family: Family, shape: HeadShape, tensors: Tensors) -> dict[str, Tensor]:
+    """The fused matrix (and bias) as the three modules it stands for; views of its rows."""
+    sizes = [heads * shape.head_dim for heads in (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads)]
+    parts: dict[str, Tensor] = {}
+    for kind in ("weight", "bias"):
+        fused = tensors.get(f"{family.fused_qkv}.{kind}")
+        if fused is not None:
+            for module, part in zip((family.q, family.k, family.v), fused.split(sizes), strict=True):
+                parts[f"{module}.{kind}"] = part
+    return parts
+
+
+def _write_fused(family: Family, new: AttentionWeights) -> dict[str, Tensor]:
+    changed = {f"{family.fused_qkv}.weight": torch.cat([new.q, new.k, new.v]).flatten(0, 1)}
+    if new.q_bias is not None and new.k_bias is not None and new.v_bias is not None:
+        changed[f"{family.fused_qkv}.bias"] = torch.cat([new.q_bias, new.k_bias, new.v_bias]).flatten(0, 1)
+    return changed
+
+
+def _read_k_norm(family: Family, shape: HeadShape, tensors: Tensors) -> Tensor | None:
+    """[num_kv_heads, head_dim], or None where the family or this checkpoint has no norm that differs by head."""
+    if family.k_norm is None:
+        return None
+    if "{head}" in family.k_norm:
+        names = [family.k_norm.format(head=head) for head in range(shape.num_kv_heads)]
+        present = [tensors[name] for name in names if name in tensors]
+        if present and len(present) < shape.num_kv_heads:
+            raise UserError(f"the checkpoint has a key norm for {len(present)} of its {shape.num_kv_heads} KV heads")
+        return torch.stack(present) if present else None
+    norm = tensors.get(family.k_norm)
+    return None if norm is None else norm.view(shape.num_kv_heads, shape.head_dim)
+
+
+def _write_k_norm(family: Family, norm: Tensor) -> dict[str, Tensor]:
+    assert family.k_norm is not None
+    if "{head}" in family.k_norm:
+        return {family.k_norm.format(head=head): weight for head, weight in enumerate(norm)}
+    return {family.k_norm: norm if family.k_norm_scope == "per_head" else norm.flatten()}

@@ -1,0 +1,264 @@
+"""What a conversion is going to do, worked out from headers alone, before a single weight is read."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
+from gqa.convert.errors import UserError, did_you_mean
+from gqa.convert.family import Family, HeadShape, family_for, head_shape
+from gqa.convert.layout import (
+    attention_shapes,
+    kv_shapes,
+    layer_prefix,
+    meta_layer,
+    required_names,
+    with_kv_heads,
+    write_layer,
+)
+from gqa.convert.method import method_for
+from gqa.convert.source import read_config
+from gqa.convert.tensors import FLOATS, TensorEntry, read_entries
+from gqa.convert.writer import OutputTensor
+
+_DROPPED = ("rotary_emb.inv_freq",)
+"""endings of tensors that old checkpoints carry and today's classes compute"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """How to convert."""
+
+    groups: int
+    """KV heads to keep in every layer; 1 is multi-query attention"""
+    method: str = "mean"
+    """how the heads of a group become one: a file in `convert/methods/`"""
+    seed: int = 0
+    """for methods that draw random numbers"""
+    dtype: str | None = None
+    """cast all floating-point weights: float32, float16 or bfloat16 (default: as they are)"""
+    max_shard_size: str = "5GB"
+    """no weight file grows beyond this unless a single tensor does"""
+
+    def __post_init__(self) -> None:
+        if self.groups < 1:
+            raise UserError(f"groups is {self.groups}; it must be at least 1 (1 is multi-query attention)")
+        method_for(self.method)
+        _ = self.torch_dtype, self.max_shard_bytes
+
+    @cached_property
+    def torch_dtype(self) -> torch.dtype | None:
+        if self.dtype is None:
+            return None
+        known = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
+        if self.dtype not in known:
+            raise UserError(f"unknown dtype {self.dtype!r}{did_you_mean(self.dtype, known)}; known: {', '.join(known)}")
+        return known[self.dtype]
+
+    @cached_property
+    def max_shard_bytes(self) -> int:
+        try:
+            size = TypeAdapter(ByteSize).validate_python(self.max_shard_size)
+        except ValidationError:
+            size = ByteSize(0)
+        if size < 1:
+            raise UserError(f"max_shard_size is {self.max_shard_size!r}; write a size such as 5GB or 500MB")
+        return int(size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPlan:
+    """What happens to one layer. Bytes are those of the tensors that hold K and V."""
+
+    layer: int
+    num_heads: int
+    kv_heads_before: int
+    kv_heads_after: int
+    bytes_before: int
+    bytes_after: int
+    parameters_saved: int
+    cache_bytes_before: int
+    """KV-cache bytes a token, at the dtype of the weights"""
+    cache_bytes_after: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A conversion that passed every check that needs no weights."""
+
+    checkpoint: Path
+    config: dict[str, Any]
+    family: Family
+    shape: HeadShape
+    options: ConvertOptions
+    prefixes: list[str]
+    """of every layer's attention tensors"""
+    attention: list[dict[str, TensorEntry]]
+    """of every layer, its attention tensors on disk by name after the prefix"""
+    merged: list[list[OutputTensor]]
+    """of every layer, the tensors that the merge produces"""
+    tensors: list[OutputTensor]
+    """the whole output, in writing order"""
+    layers: list[LayerPlan]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON values: the totals, and one entry a layer."""
+        return {
+            "checkpoint": str(self.checkpoint),
+            "model_type": self.family.model_type,
+            "method": self.options.method,
+            "groups": self.options.groups,
+            "num_heads": self.shape.num_heads,
+            "kv_heads_before": self.shape.num_kv_heads,
+            "head_dim": self.shape.head_dim,
+            "weight_bytes": self.total_bytes,
+            "parameters_saved": sum(layer.parameters_saved for layer in self.layers),
+            "cache_bytes_per_token_before": sum(layer.cache_bytes_before for layer in self.layers),
+            "cache_bytes_per_token_after": sum(layer.cache_bytes_after for layer in self.layers),
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+
+
+Layer = dict[str, TensorEntry]
+"""a layer's attention tensors on disk, by name after the layer's prefix"""
+
+
+def plan_conversion(checkpoint: Path, options: ConvertOptions) -> Plan:
+    """Check the checkpoint against its family and lay out the output.
+
+    Raises:
+        UserError: anything about the checkpoint or the options that makes the conversion impossible.
+    """
+    config = read_config(checkpoint)
+    family = family_for(config)
+    shape = head_shape(family, config)
+    check_groups(options.groups, shape)
+    entries = {name: entry for name, entry in read_entries(checkpoint).items() if not name.endswith(_DROPPED)}
+    prefixes = [layer_prefix(family, set(entries), layer) for layer in range(shape.num_layers)]
+    expected = attention_shapes(family, shape)
+    attention = [{name: entries[prefix + name] for name in expected if prefix + name in entries} for prefix in prefixes]
+    _check_attention(family, expected, dict(zip(prefixes, attention, strict=True)))
+    _check_layer_count(family, shape, set(entries))
+    merged = [_merged(family, shape, prefix, layer, options) for prefix, layer in zip(prefixes, attention, strict=True)]
+    return Plan(
+        checkpoint=checkpoint,
+        config=config,
+        family=family,
+        shape=shape,
+        options=options,
+        prefixes=prefixes,
+        attention=attention,
+        merged=merged,
+        tensors=list(_in_writing_order(entries, prefixes, kv_shapes(family, shape), merged, options.torch_dtype)),
+        layers=[
+            _layer_plan(
+                number, shape, [layer[name] for name in kv_shapes(family, shape) if name in layer], tensors, options
+            )
+            for number, (layer, tensors) in enumerate(zip(attention, merged, strict=True))
+        ],
+    )
+
+
+def check_groups(groups: int, shape: HeadShape) -> None:
+    """Refuse a number of groups that the heads can't be merged into.
+
+    Raises:
+        UserError: with the numbers that would do.
+    """
+    current = shape.num_kv_heads
+    divisors = [count for count in range(1, current) if current % count == 0]
+    choices = f"choose one of {', '.join(map(str, divisors))}" if divisors else "it can't be reduced further"
+    if groups == current:
+        raise UserError(f"the checkpoint already has {current} KV heads, so there is nothing to do; {choices}")
+    if groups > current:
+        raise UserError(f"groups is {groups}, but the checkpoint has only {current} KV heads; {choices}")
+    if current % groups:
+        raise UserError(f"{current} KV heads do not divide into {groups} groups; {choices}")
+
+
+def _check_attention(family: Family, expected: Mapping[str, tuple[int, ...]], layers: Mapping[str, Layer]) -> None:
+    """Every layer must have the required tensors and the same optional ones, in the shapes that `config` implies."""
+    everywhere = {name for layer in layers.values() for name in layer} | set(required_names(family))
+    for prefix, layer in layers.items():
+        for name in sorted(everywhere):
+            if name not in layer:
+                raise UserError(f"tensor {prefix}{name} is missing from the checkpoint; download it again")
+            entry = layer[name]
+            if entry.shape != expected[name]:
+                raise UserError(
+                    f"tensor {prefix}{name} has shape {list(entry.shape)}, but config.json implies "
+                    f"{list(expected[name])}; the checkpoint and its configuration do not belong together"
+                )
+            if entry.dtype not in FLOATS:
+                raise UserError(
+                    f"tensor {prefix}{name} is {entry.dtype}; K and V are merged in floating point: dequantise first"
+                )
+
+
+def _check_layer_count(family: Family, shape: HeadShape, names: set[str]) -> None:
+    """A layer beyond the configured ones would be left unconverted in silence."""
+    beyond = layer_prefix(family, names, shape.num_layers)
+    if any(name.startswith(beyond) for name in names):
+        raise UserError(
+            f"the checkpoint has tensors {beyond}*, but config.json says num_hidden_layers is {shape.num_layers}"
+        )
+
+
+def _merged(family: Family, shape: HeadShape, prefix: str, layer: Layer, options: ConvertOptions) -> list[OutputTensor]:
+    """The tensors that hold the merged K and V of one layer; their shapes come from the layout itself, on no data."""
+    before = meta_layer(family, shape, set(layer))
+    after = write_layer(family, before, with_kv_heads(before, options.groups))
+    dtype = options.torch_dtype or layer[required_names(family)[0]].dtype
+    dtypes = {name: options.torch_dtype or layer[name].dtype if name in layer else dtype for name in after}
+    return [
+        OutputTensor(name=prefix + name, dtype=dtypes[name], shape=tuple(tensor.shape), source=None)
+        for name, tensor in after.items()
+    ]
+
+
+def _in_writing_order(
+    entries: Mapping[str, TensorEntry],
+    prefixes: list[str],
+    replaced: Mapping[str, object],
+    merged: list[list[OutputTensor]],
+    dtype: torch.dtype | None,
+) -> Iterator[OutputTensor]:
+    """The source's order, each layer's merged tensors together where the first tensor that they replace stood."""
+    layer_of = {prefix + name: number for number, prefix in enumerate(prefixes) for name in replaced}
+    written: set[int] = set()
+    for name, entry in entries.items():
+        layer = layer_of.get(name)
+        if layer is None:
+            cast = dtype if dtype and entry.dtype in FLOATS else entry.dtype
+            yield OutputTensor(name=name, dtype=cast, shape=entry.shape, source=entry)
+        elif layer not in written:
+            written.add(layer)
+            yield from merged[layer]
+
+
+def _layer_plan(
+    number: int, shape: HeadShape, before: list[TensorEntry], after: list[OutputTensor], options: ConvertOptions
+) -> LayerPlan:
+    numbers_before = sum(math.prod(entry.shape) for entry in before)
+    numbers_after = sum(math.prod(tensor.shape) for tensor in after)
+    cached = 2 * shape.head_dim * after[0].dtype.itemsize  # bytes of one head's K and V for one token
+    return LayerPlan(
+        layer=number,
+        num_heads=shape.num_heads,
+        kv_heads_before=shape.num_kv_heads,
+        kv_heads_after=options.groups,
+        bytes_before=sum(entry.nbytes for entry in before),
+        bytes_after=sum(tensor.nbytes for tensor in after),
+        parameters_saved=numbers_before - numbers_after,
+        cache_bytes_before=cached * shape.num_kv_heads,
+        cache_bytes_after=cached * options.groups,
+    )

@@ -1,0 +1,76 @@
+"""How a plan and its result look in a terminal."""
+
+from itertools import groupby
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from gqa.convert.plan import LayerPlan, Plan
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """A table of what happens to every layer, equal neighbours in one row, and the totals."""
+    table = Table(
+        title=f"{plan.checkpoint.name}: {plan.family.model_type}, method {plan.options.method}", title_justify="left"
+    )
+    for column in ("layers", "query heads", "KV heads", "K/V weights", "KV cache per token", "parameters saved"):
+        table.add_column(column, justify="left" if column == "layers" else "right")
+    for _, run in groupby(plan.layers, key=_but_number):
+        table.add_row(*_row(list(run)))
+    if len(plan.layers) > 1:
+        table.add_section()
+        table.add_row("all", *_row(plan.layers)[1:])
+    console.print(table)
+    console.print(f"Output: {size(plan.total_bytes)} of weights. Cache sizes are for {_cache_dtype(plan)} values.")
+
+
+def show_result(plan: Plan, output: Path, seconds: float, console: Console) -> None:
+    """What was made, what it saves, and what to do next."""
+    before = sum(layer.cache_bytes_before for layer in plan.layers)
+    after = sum(layer.cache_bytes_after for layer in plan.layers)
+    console.print(
+        f"Wrote {output} in {seconds:.1f} s: {plan.shape.num_kv_heads} -> {plan.options.groups} KV heads, "
+        f"KV cache {size(before)} -> {size(after)} a token ({before / after:.3g}x smaller).",
+        soft_wrap=True,
+    )
+    console.print("A conversion loses quality until it is uptrained. Next:", soft_wrap=True)
+    console.print(f"  gqa-eval {plan.checkpoint} {output} --data TEXT", soft_wrap=True, highlight=False)
+    console.print(f"  gqa-uptrain --checkpoint {output} --data TEXT ...", soft_wrap=True, highlight=False)
+
+
+def size(nbytes: int) -> str:
+    """A number of bytes in the largest decimal unit that keeps it at 1 or more: `1.5 GB`."""
+    value, units = float(nbytes), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    return f"{value:.4g} {units[0]}"
+
+
+def _but_number(layer: LayerPlan) -> tuple[int, ...]:
+    return (
+        layer.num_heads,
+        layer.kv_heads_before,
+        layer.kv_heads_after,
+        layer.bytes_before,
+        layer.bytes_after,
+        layer.cache_bytes_before,
+    )
+
+
+def _row(layers: list[LayerPlan]) -> list[str]:
+    first, last = layers[0], layers[-1]
+    return [
+        str(first.layer) if first is last else f"{first.layer}-{last.layer}",
+        str(first.num_heads),
+        f"{first.kv_heads_before} -> {first.kv_heads_after}",
+        f"{size(sum(layer.bytes_before for layer in layers))} -> {size(sum(layer.bytes_after for layer in layers))}",
+        f"{size(sum(layer.cache_bytes_before for layer in layers))} -> "
+        f"{size(sum(layer.cache_bytes_after for layer in layers))}",
+        f"{sum(layer.parameters_saved for layer in layers):,}",
+    ]
+
+
+def _cache_dtype(plan: Plan) -> str:
+    return str(plan.merged[0][0].dtype).removeprefix("torch.")
