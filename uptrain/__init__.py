@@ -1,1 +1,21 @@
-"""Continued pretraining of a converted checkpoint, from one CPU core to many nodes, on accelerate."""
+"""Continued pretraining of a converted checkpoint: checkpoint in, recovered checkpoint out.
+
+    from gqa.uptrain import UptrainConfig, uptrain
+    uptrain(UptrainConfig(checkpoint="llama-gqa8", data="corpus.jsonl", max_tokens=10_000_000))
+"""
+
+from typing import TYPE_CHECKING
+
+from gqa.uptrain.config import UptrainConfig
+
+if TYPE_CHECKING:
+    from gqa.uptrain.run import UptrainResult
+
+__all__ = ["UptrainConfig", "uptrain"]
+
+
+def uptrain(config: UptrainConfig) -> "UptrainResult":
+    """Train as `config` says and write the finished checkpoint to `config.output`; see `gqa.uptrain.run.run`."""
+    from gqa.uptrain.run import run  # torch and transformers take seconds to import
+
+    return run(config)

@@ -1,0 +1,174 @@
+"""What a user may choose about uptraining: one frozen dataclass for the command line, recipes and Python alike."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gqa.convert.errors import UserError
+
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UptrainConfig:
+    """Every option of `gqa-uptrain`. Exactly one budget is needed: max_tokens, max_steps, or alpha."""
+
+    checkpoint: str
+    """Checkpoint to train: a directory, or a Hub id."""
+
+    data: str
+    """Training text: a text, jsonl or parquet file, or a datasets name."""
+
+    output: Path | None = None
+    """Directory of the finished checkpoint [default: beside the input, CHECKPOINT-uptrained]."""
+
+    run_dir: Path | None = None
+    """Directory of the run's own state: config, metrics, checkpoints [default: OUTPUT.run]."""
+
+    overwrite: bool = False
+    """Replace an existing output, and an existing run that can't be or shall not be resumed."""
+
+    resume: str = "auto"
+    """auto: continue from the run's newest complete checkpoint, if any; never: start anew; or a checkpoint's path."""
+
+    text_column: str = "text"
+    """Column that holds the text, where data has columns."""
+
+    validation_data: str | None = None
+    """Validation text, as data [default: a held-out share of data]."""
+
+    validation_share: float = 0.01
+    """Share of data's documents held out for validation when there is no validation_data; chosen by their hash."""
+
+    validation_tokens: int = 262_144
+    """Validation reads at most so many tokens; 0 turns it off."""
+
+    cache_dir: Path | None = None
+    """Where tokenised text is kept for the next run [default: $XDG_CACHE_HOME/gqa, or ~/.cache/gqa]."""
+
+    sequence_length: int | None = None
+    """Tokens in a sequence [default: 2048, or the model's longest if that is shorter]."""
+
+    batch_size: int | None = None
+    """Sequences in one optimizer step, over all processes [default: 32, unless batch_tokens is given]."""
+
+    batch_tokens: int | None = None
+    """The same in tokens: a multiple of sequence_length."""
+
+    micro_batch_size: int | None = None
+    """At most so many sequences pass through a process at once; gradients accumulate [default: its whole share]."""
+
+    max_tokens: int | None = None
+    """Budget: train on so many tokens, rounded up to whole steps."""
+
+    max_steps: int | None = None
+    """Budget: train for so many steps."""
+
+    alpha: float | None = None
+    """Budget: this share of pretraining_tokens (the paper's alpha; 0.05 there)."""
+
+    pretraining_tokens: int | None = None
+    """Tokens the original model was pretrained on; needed by alpha."""
+
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """After the warmup, cosine falls all the way; wsd (warmup, stable, decay) holds, then falls linearly."""
+
+    warmup_ratio: float = 0.02
+    """Share of the steps in which the learning rate rises linearly from 0."""
+
+    decay_ratio: float = 0.2
+    """Share of the steps in which wsd falls."""
+
+    min_lr_ratio: float = 0.1
+    """The last step's learning rate, as a share of the peak."""
+
+    weight_decay: float = 0.1
+    """AdamW's decay, on matrices only: biases and norms are left alone."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's averaging of gradients and of their squares."""
+
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+
+    clip: float = 1.0
+    """Largest norm of a step's gradient; 0 turns clipping off."""
+
+    seed: int = 0
+    """Decides the order of the data (and dropout, if the model has any)."""
+
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of forward and backward; weights are always kept in fp32. auto: bf16 where the device has it."""
+
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention implementation. auto: what transformers picks."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a quarter slower."""
+
+    compile: bool = False
+    """Compile the model with torch.compile: slower to start, faster to run."""
+
+    eval_every: int | None = None
+    """Steps between validations, besides those at the start and the end [default: a tenth of the run]."""
+
+    log_every: int = 10
+    """Steps between looks at the device: progress bar, trackers, metrics.jsonl (which has a line for every step)."""
+
+    save_every: int | None = None
+    """Steps between checkpoints of the run [default: a tenth of the run]."""
+
+    keep_checkpoints: int = 2
+    """Checkpoints of the run that are kept; older ones are deleted after a new one is complete."""
+
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Type of the finished checkpoint's weights. auto: as in the input."""
+
+    trackers: tuple[Tracker, ...] = ()
+    """Also log to these trackers."""
+
+    quiet: bool = False
+    """No progress bar and no notes."""
+
+    def __post_init__(self) -> None:
+        """Refuse values and combinations that can't mean anything.
+
+        Raises:
+            UserError: which option, its value, and what would do.
+        """
+        self._check_budget()
+        if self.batch_size is not None and self.batch_tokens is not None:
+            raise UserError("batch_size and batch_tokens are two ways to say one thing; give one of them")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{name} must be above 0, got {value}")
+        for name in _SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
+        for name in ("weight_decay", "clip", "validation_tokens", "seed"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"betas must be at least 0 and below 1, got {self.betas}")
+        if self.schedule == "wsd" and self.warmup_ratio + self.decay_ratio > 1:
+            raise UserError(f"warmup_ratio {self.warmup_ratio} and decay_ratio {self.decay_ratio} exceed the whole run")
+
+    def _check_budget(self) -> None:
+        budgets = [name for name in ("max_tokens", "max_steps", "alpha") if getattr(self, name) is not None]
+        if not budgets:
+            raise UserError("no budget: give max_tokens, max_steps, or alpha with pretraining_tokens")
+        if len(budgets) > 1:
+            raise UserError(f"{' and '.join(budgets)} are both budgets; give one of them")
+        if (self.alpha is None) != (self.pretraining_tokens is None):
+            raise UserError("alpha and pretraining_tokens belong together: the budget is their product")
+
+
+_POSITIVE = (
+    "sequence_length batch_size batch_tokens micro_batch_size max_tokens max_steps alpha pretraining_tokens "
+    "learning_rate eps eval_every log_every save_every keep_checkpoints"
+).split()
+_SHARES = "warmup_ratio decay_ratio min_lr_ratio validation_share".split()

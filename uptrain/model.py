@@ -1,0 +1,44 @@
+"""The checkpoint as a model that can be trained: fp32 weights, the chosen attention, the chosen arithmetic."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from gqa.convert.errors import UserError
+from gqa.uptrain.config import UptrainConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_model(checkpoint: Path, config: UptrainConfig) -> "PreTrainedModel":
+    """The causal language model at `checkpoint`, its weights in fp32, ready for training.
+
+    Weights are fp32 whatever the file holds: an update of a relative size below 2^-8 is lost in bf16, and most of
+    uptraining's updates are.
+    """
+    from transformers import AutoModelForCausalLM
+
+    chosen = {} if config.attention == "auto" else {"attn_implementation": config.attention}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, **chosen)
+    except (ImportError, ValueError) as error:  # an attention that is not installed, a model type unknown here
+        raise UserError(f"{checkpoint} can't be loaded: {str(error).strip().splitlines()[0]}") from error
+    model.config.use_cache = False
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train()
+
+
+def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
+    """The type of matrix products: bf16 when it is asked for, or when it is left open and the device is fast at it."""
+    if precision == "fp32":
+        return None
+    return torch.bfloat16 if precision == "bf16" or _has_bf16(device) else None
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()

@@ -1,0 +1,91 @@
+"""What a config means for one checkpoint: every default filled in, every number worked out, checked before any work."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gqa.convert.errors import UserError
+from gqa.uptrain.config import UptrainConfig
+
+_DEFAULT_LENGTH = 2048
+_DEFAULT_BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The numbers of a run."""
+
+    output: Path
+    run_dir: Path
+    sequence_length: int
+    batch_size: int
+    """Sequences in a step, over all processes."""
+
+    steps: int
+    eval_every: int
+    save_every: int
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that pass through the model in a step."""
+        return self.batch_size * self.sequence_length
+
+
+def make_plan(config: UptrainConfig, model_config: dict[str, Any]) -> Plan:
+    """The numbers of the run that `config` asks for, on a checkpoint with this `config.json`.
+
+    Raises:
+        UserError: numbers that don't fit each other or the model.
+    """
+    length = _sequence_length(config, model_config)
+    batch_size = _batch_size(config, length)
+    steps = config.max_steps or math.ceil(_token_budget(config) / (batch_size * length))
+    tenth = math.ceil(steps / 10)
+    output = config.output or _beside(config.checkpoint)
+    return Plan(
+        output=output,
+        run_dir=config.run_dir or output.with_name(f"{output.name}.run"),
+        sequence_length=length,
+        batch_size=batch_size,
+        steps=steps,
+        eval_every=config.eval_every or tenth,
+        save_every=config.save_every or tenth,
+    )
+
+
+def _sequence_length(config: UptrainConfig, model_config: dict[str, Any]) -> int:
+    longest = next((model_config[key] for key in ("max_position_embeddings", "n_positions") if key in model_config), None)
+    if config.sequence_length is None:
+        return min(_DEFAULT_LENGTH, longest or _DEFAULT_LENGTH)
+    if longest is not None and config.sequence_length > longest:
+        raise UserError(f"sequence_length {config.sequence_length} is beyond the model's longest sequence, {longest}")
+    return config.sequence_length
+
+
+def _batch_size(config: UptrainConfig, length: int) -> int:
+    if config.batch_tokens is None:
+        return config.batch_size or _DEFAULT_BATCH
+    if config.batch_tokens % length:
+        below = config.batch_tokens // length * length
+        raise UserError(
+            f"batch_tokens {config.batch_tokens} is not a multiple of sequence_length {length}; "
+            f"take {' or '.join(str(near) for near in (below, below + length) if near)}"
+        )
+    return config.batch_tokens // length
+
+
+def _token_budget(config: UptrainConfig) -> float:
+    if config.max_tokens is not None:
+        return config.max_tokens
+    assert config.alpha is not None and config.pretraining_tokens is not None  # the config made sure
+    return config.alpha * config.pretraining_tokens
+
+
+def _beside(checkpoint: str) -> Path:
+    """The default output: beside a checkpoint on disk, or in the working directory for one from the Hub."""
+    path = Path(checkpoint)
+    if path.is_dir():
+        path = path.resolve()
+        return path.with_name(f"{path.name}-uptrained")
+    return Path(f"{path.name}-uptrained")

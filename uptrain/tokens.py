@@ -1,0 +1,186 @@
+"""Text to tokens, once: memory-mapped files of token ids with the place where each document starts.
+
+A store is a folder of the cache, named by what went into it (the text's content, the tokenizer's files), with
+
+- `train.tokens`, `held_out.tokens`: token ids, all documents one after another, each closed by the end-of-text token;
+- `train.starts`, `held_out.starts`: int64, the index of each document's first token;
+- `store.json`: the dtype of the ids, counts, and the largest id.
+
+The folder is written under another name and renamed; a lock lets one process tokenise while others wait for it.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from gqa.convert.directory import atomic_directory
+from gqa.uptrain.config import UptrainConfig
+
+_FORMAT = 1
+_DOCUMENTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """Documents as one ring of token ids, read from disk as they are needed."""
+
+    tokens: np.ndarray
+    """Token ids, memory-mapped. [tokens]"""
+
+    starts: np.ndarray
+    """Index of each document's first token, ascending from 0. [documents]"""
+
+    largest_id: int
+    """The largest token id that occurs."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """The `length` token ids from `start` on; after the last token comes the first."""
+        return np.take(self.tokens, np.arange(start, start + length), mode="wrap")
+
+    def starts_within(self, start: int, length: int) -> np.ndarray:
+        """Offsets from `start` at which a document starts, among the `length` tokens that `read` gives."""
+        low, high = np.searchsorted(self.starts, (start, start + length))
+        offsets = self.starts[low:high] - start
+        beyond = start + length - len(self)
+        if beyond <= 0:
+            return offsets
+        wrapped = self.starts[: np.searchsorted(self.starts, beyond)] + (len(self) - start)
+        return np.concatenate([offsets, wrapped])
+
+
+@dataclass(frozen=True)
+class Text:
+    """Where text comes from and what becomes of it: everything that decides a store's content."""
+
+    data: str
+    column: str
+    checkpoint: Path
+    """Whose tokenizer is used."""
+
+    held_out_share: float
+    """Share of the documents that goes to `held_out`; a document's own hash decides."""
+
+
+def open_stores(text: Text, cache: Path, progress: Callable[[int], None]) -> tuple[TokenStore, TokenStore]:
+    """The token stores (train, held out) of `text`, from the cache or tokenised now.
+
+    Args:
+        text: the source, the tokenizer and the split.
+        cache: the folder of all stores.
+        progress: told the number of tokens written so far, now and then.
+
+    Raises:
+        UserError: the data can't be read, or holds no text.
+    """
+    folder = cache / _key(text)
+    with _locked(cache / f"{folder.name}.lock"):
+        if not (folder / "store.json").is_file():
+            with atomic_directory(folder) as work:
+                _tokenise(text, work, progress)
+    described = json.loads((folder / "store.json").read_text())
+    train, held_out = (_open(folder, name, described) for name in ("train", "held_out"))
+    return train, held_out
+
+
+def default_cache() -> Path:
+    """Where stores are kept unless the user says otherwise: the XDG cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gqa"
+
+
+def _key(text: Text) -> str:
+    """The name of a store: a hash over the text's content, the tokenizer's files and the split."""
+    digest = hashlib.sha256(f"{_FORMAT};{text.column};{text.held_out_share!r};".encode())
+    with Path(text.data).open("rb") as file:
+        digest.update(hashlib.file_digest(file, "sha256").digest())
+    for path in sorted(text.checkpoint.iterdir()):
+        if "token" in path.name or path.name.startswith(("vocab", "merges", "spiece")):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock on `path` against other processes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _open(folder: Path, name: str, described: dict[str, Any]) -> TokenStore:
+    dtype, facts = np.dtype(described["dtype"]), described[name]
+    shape = (facts["tokens"],)
+    if not facts["tokens"]:  # an empty file can't be mapped
+        return TokenStore(np.empty(0, dtype), np.empty(0, np.int64), 0)
+    tokens = np.memmap(folder / f"{name}.tokens", dtype, mode="r", shape=shape)
+    starts = np.memmap(folder / f"{name}.starts", np.int64, mode="r", shape=(facts["documents"],))
+    return TokenStore(tokens, starts, facts["largest_id"])
+
+
+@dataclass
+class _Writer:
+    """Appends documents to one pair of files."""
+
+    token_file: BinaryIO
+    start_file: BinaryIO
+    dtype: str
+    tokens: int = 0
+    documents: int = 0
+    largest_id: int = 0
+
+    def append(self, ids: list[int]) -> None:
+        self.start_file.write(np.int64(self.tokens).tobytes())
+        self.token_file.write(np.array(ids, self.dtype).tobytes())
+        self.tokens += len(ids)
+        self.documents += 1
+        self.largest_id = max(self.largest_id, *ids)
+
+    def facts(self) -> dict[str, int]:
+        return {"tokens": self.tokens, "documents": self.documents, "largest_id": self.largest_id}
+
+
+def _tokenise(text: Text, folder: Path, progress: Callable[[int], None]) -> None:
+    """Write a store's files into `folder`."""
+    from gqa.uptrain.standin import load_tokenizer, read_documents
+
+    tokenizer = load_tokenizer(text.checkpoint)
+    end = tokenizer.eos_token_id
+    dtype = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
+    with ExitStack() as files:
+        train, held_out = (
+            _Writer(*(files.enter_context((folder / f"{name}.{kind}").open("wb")) for kind in ("tokens", "starts")), dtype)
+            for name in ("train", "held_out")
+        )
+        for documents in _batched(read_documents(text.data, text.column), _DOCUMENTS_AT_ONCE):
+            encoded = tokenizer(documents, return_attention_mask=False, verbose=False)["input_ids"]
+            for document, ids in zip(documents, encoded, strict=True):
+                closed = ids if end is None or ids[-1:] == [end] else [*ids, end]
+                if closed:
+                    (held_out if _is_held_out(document, text.held_out_share) else train).append(closed)
+            progress(train.tokens + held_out.tokens)
+    described = {"dtype": dtype, "train": train.facts(), "held_out": held_out.facts()}
+    (folder / "store.json").write_text(json.dumps(described, indent=2) + "\n")
+
+
+def _is_held_out(document: str, share: float) -> bool:
+    """Whether a document is for validation: its own hash decides, so order and repetition change nothing."""
+    number = int.from_bytes(hashlib.blake2b(document.encode(), digest_size=8).digest(), "big")
+    return number < share * 2**64
+
+
+def _batched(items: Iterable[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
