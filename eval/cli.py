@@ -1,0 +1,157 @@
+"""The command `gqa-eval`: parses, calls `evaluate`, prints."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gqa.convert.console import friendly_errors
+from gqa.eval.options import Bos, Documents, Dtype, EvalOptions
+
+if TYPE_CHECKING:
+    from gqa.eval.evaluate import Progress
+    from gqa.eval.report import Report
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def evaluate(
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(metavar="CHECKPOINT", help="Directories or Hub ids; label=directory names a row."),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(help="A text, .jsonl or .parquet file, a folder of these, or a dataset on the Hub (org/name)."),
+    ],
+    text_column: Annotated[str, typer.Option(help="The key or column that holds the text.")] = "text",
+    subset: Annotated[str | None, typer.Option(help="A Hub dataset's subset.")] = None,
+    split: Annotated[str, typer.Option(help="A Hub dataset's split.")] = "test",
+    documents: Annotated[
+        Documents, typer.Option(help="Join documents with end-of-text tokens, or keep each to itself.")
+    ] = "joined",
+    window: Annotated[int, typer.Option(help="Tokens the model sees at once.")] = 1024,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens from one window to the next.", show_default="the window")
+    ] = None,
+    bos: Annotated[
+        Bos,
+        typer.Option(help="BOS before every window, before every sequence's first, never, or as the tokenizer does."),
+    ] = "auto",
+    max_tokens: Annotated[int | None, typer.Option(help="Stop after so many tokens.", show_default="all")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Windows per forward pass.", show_default="what fits 256 MiB of logits")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Precision to compute in; auto is the checkpoint's own.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Make this directory, with report.json and report.md.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output directory.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
+) -> None:
+    """Compare checkpoints on the same data: perplexity, bits per byte, KV-cache bytes, parameters and size.
+
+    The first checkpoint is the one that the others are compared with.
+
+    \b
+    Examples:
+      gqa-eval ckpt ckpt-gqa8 --data heldout.jsonl
+      gqa-eval before=ckpt after=ckpt-gqa8 --data book.txt --window 2048 --stride 512 -o report
+      gqa-eval ckpt --data Salesforce/wikitext --subset wikitext-2-raw-v1 --max-tokens 100000
+      torchrun --nproc_per_node 8 -m gqa.eval ckpt ckpt-gqa8 --data heldout.parquet
+
+    \b
+    The numbers of lm-evaluation-harness at its max_length L:
+      gqa-eval ckpt --data docs.jsonl --documents separate --bos first --window L+1 --stride L
+    """
+    with friendly_errors():
+        options = EvalOptions(
+            data=data,
+            text_column=text_column,
+            subset=subset,
+            split=split,
+            documents=documents,
+            window=window,
+            stride=stride,
+            bos=bos,
+            max_tokens=max_tokens,
+            batch_size=batch_size,
+            dtype=dtype,
+            device=device,
+        )
+        _evaluate(checkpoints, options, output, overwrite=overwrite, as_json=as_json)
+
+
+def _evaluate(
+    checkpoints: list[str], options: EvalOptions, output: Path | None, *, overwrite: bool, as_json: bool
+) -> None:
+    from gqa.eval.evaluate import evaluate as run
+    from gqa.eval.model import quiet_transformers
+    from gqa.eval.processes import leave_processes, speaks
+
+    quiet_transformers()
+    try:
+        with _progress() as progress:
+            report = run(checkpoints, options, output, overwrite=overwrite, progress=progress)
+    finally:
+        leave_processes()
+    if not speaks():
+        return
+    if as_json:
+        typer.echo(report.to_json(), nl=False)
+    else:
+        _print_table(report, output)
+
+
+@contextmanager
+def _progress() -> Iterator["Progress"]:
+    """A bar with the time left on stderr, where a person watches and this process is the one to speak."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from gqa.eval.processes import speaks
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not (console.is_terminal and speaks())) as bar:
+        task = bar.add_task("starting", total=None)
+        current = ""
+
+        def show(what: str, done: int, total: int) -> None:
+            nonlocal current
+            if what != current:
+                current = what
+                bar.reset(task, description=what)
+            bar.update(task, completed=done, total=total or None)
+
+        yield show
+
+
+def _print_table(report: "Report", output: Path | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from gqa.eval.render import HEADINGS, table_cells
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 240  # a file or a pipe has no edge to break lines at
+    table = Table()
+    for index, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="right" if index else "left", no_wrap=index > 0)
+    for cells in table_cells(report):
+        table.add_row(*cells)
+    console.print(table)
+    for note in report.notes():
+        console.print(f"Note: {note}", highlight=False, markup=False)
+    if output is not None:
+        console.print(f"Report: {output / 'report.md'}", highlight=False, markup=False)
+
+
+def main() -> None:
+    """Run the command."""
+    app()

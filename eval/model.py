@@ -1,0 +1,142 @@
+"""Loading a checkpoint's model and tokenizer as transformers does, but never half: whatever is missing is an error."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gqa.convert.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# In the order in which transformers looks for them.
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def load_config(checkpoint: Path) -> "PreTrainedConfig":
+    """The configuration of the checkpoint's language model (the text part of a model that has several).
+
+    Raises:
+        UserError: the model type is unknown to the installed transformers, or needs code from the checkpoint.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).get_text_config(decoder=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"the config.json of {checkpoint} can't be used: {_first_line(error)}") from error
+
+
+def load_model(
+    checkpoint: Path, *, dtype: "str | torch.dtype" = "auto", device: "str | torch.device"
+) -> "PreTrainedModel":
+    """The checkpoint as a causal language model in evaluation mode, without remote code.
+
+    Args:
+        checkpoint: the directory of a Hugging Face checkpoint.
+        dtype: "float32", "bfloat16", ...; "auto" keeps the precision it is stored in.
+        device: where its weights go.
+
+    Raises:
+        UserError: weights are missing, left over, of the wrong shape or damaged; not a causal language model.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    weight_files(checkpoint)
+    if isinstance(dtype, str) and dtype != "auto":
+        dtype = getattr(torch, dtype)
+    try:
+        # Mismatched shapes are allowed here only so that they come back in the report, which names them.
+        model, report = AutoModelForCausalLM.from_pretrained(
+            checkpoint,
+            dtype=dtype,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except SafetensorError as error:
+        raise UserError(f"a weight file of {checkpoint} is damaged ({error}); restore it") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{checkpoint} can't be loaded: {_first_line(error)}") from error
+    _check_complete(checkpoint, report)
+    return model.to(device).eval()
+
+
+def load_tokenizer(checkpoint: Path) -> "PreTrainedTokenizerBase":
+    """The checkpoint's tokenizer, without remote code.
+
+    Raises:
+        UserError: there is none, or its files are damaged.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+        works = bool(tokenizer("a", add_special_tokens=False)["input_ids"])
+    except Exception as error:  # noqa: BLE001 - the tokenizers library raises bare Exceptions
+        raise UserError(f"the tokenizer of {checkpoint} can't be loaded: {_first_line(error)}") from error
+    if not works:  # transformers makes an empty tokenizer of the right class when only its settings are there
+        raise UserError(f"{checkpoint} has no tokenizer; copy tokenizer.json and its companions into it")
+    return tokenizer
+
+
+def weight_files(checkpoint: Path) -> list[Path]:
+    """The files that hold the checkpoint's weights: those that transformers reads, where a model is stored twice.
+
+    Raises:
+        UserError: there are none, an index is damaged, or a shard is missing.
+    """
+    for name in _WEIGHTS:
+        path = checkpoint / name
+        if path.is_file():
+            files = _shards(path) if path.suffix == ".json" else [path]
+            break
+    else:
+        raise UserError(f"{checkpoint} holds no weights: neither model.safetensors nor pytorch_model.bin")
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{checkpoint} lacks {file.name}, which its index names; fetch it again")
+    return files
+
+
+def quiet_transformers() -> None:
+    """No progress bars and no reports from transformers on stderr: what matters in them is raised as an error."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index} is not an index of shards ({error}); restore it") from error
+    return [index.parent / name for name in sorted(names)]
+
+
+def _check_complete(checkpoint: Path, report: dict[str, Any]) -> None:
+    mismatched = {name for name, *_ in report["mismatched_keys"]}
+    for what, keys in (
+        ("has tensors of the wrong shape", mismatched),
+        ("lacks tensors", set(report["missing_keys"]) - mismatched),
+        ("has tensors that its model class doesn't know", set(report["unexpected_keys"])),
+    ):
+        if keys:
+            names = sorted(keys)
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(f"{checkpoint} {what}: {', '.join(names[:3])}{more}; its config.json is of another model")
+    assert not report["error_msgs"], report["error_msgs"]
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,84 @@
+"""What an evaluation is asked to do: one frozen dataclass that the command line, a recipe and Python share."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from gqa.convert.errors import UserError, did_you_mean
+
+Documents = Literal["joined", "separate"]
+Bos = Literal["auto", "always", "first", "never"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+_DEVICE = re.compile(r"^(auto|[a-z]+(:\d+)?)$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Everything that decides an evaluation's numbers, apart from the checkpoints.
+
+    lm-evaluation-harness' rolling log-likelihood at `max_length` L is `documents="separate", bos="first",
+    window=L + 1, stride=L`. The default is the usual perplexity of a packed corpus: disjoint windows.
+    """
+
+    data: str
+    """A text file (one document), a .jsonl or .parquet file (a document a row), a folder of these, or the name of a
+    dataset on the Hub, `org/name`, which is streamed."""
+
+    text_column: str = "text"
+    """The key (jsonl) or column (parquet, datasets) that holds a document's text."""
+
+    subset: str | None = None
+    """A Hub dataset's subset (`wikitext-2-raw-v1`), for datasets that have several."""
+
+    split: str = "test"
+    """A Hub dataset's split."""
+
+    documents: Documents = "joined"
+    """`joined`: documents, each followed by the end-of-text token, form one long sequence that is cut into windows.
+    `separate`: every document is a sequence of its own, without an end-of-text token, and no window crosses two."""
+
+    window: int = 1024
+    """Tokens the model sees at once, the BOS token included where there is one. At least 2."""
+
+    stride: int | None = None
+    """Tokens from one window's start to the next one's. Every token is scored at most once, in the first window that
+    holds it, so a smaller stride gives each scored token more context. None: the window, so that windows are disjoint."""
+
+    bos: Bos = "auto"
+    """Where a BOS token stands (the end-of-text token for a tokenizer that has no BOS); it is never scored itself.
+    `always`: before every window. `first`: before every sequence, so only its first window sees it. `never`: nowhere.
+    `auto`: `always` if the tokenizer puts one before every text it encodes, otherwise `never`."""
+
+    max_tokens: int | None = None
+    """Stop after this many tokens of the data, the end-of-text tokens of joined documents included. None: all."""
+
+    batch_size: int | None = None
+    """Windows per forward pass. None: as many as keep the logits of a pass within 256 MiB, and at most 32."""
+
+    dtype: Dtype = "auto"
+    """The precision the model computes in. `auto`: the one the checkpoint is stored in."""
+
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, `mps`, ...; `auto`: the accelerator when there is one, otherwise the CPU."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise UserError("data is empty; name a file, a folder or a dataset")
+        for name, kind in (("documents", Documents), ("bos", Bos), ("dtype", Dtype)):
+            _check_choice(name, getattr(self, name), get_args(kind))
+        if not _DEVICE.match(self.device):
+            raise UserError(f"device is {self.device!r}; write auto, cpu, cuda, cuda:1 or mps")
+        for name in ("max_tokens", "batch_size", "stride"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
+        if self.window < 2:
+            raise UserError(f"window is {self.window}; it must be at least 2: a token to see and a token to predict")
+        if self.stride is not None and self.stride > self.window:
+            raise UserError(f"stride {self.stride} is longer than the window {self.window}: tokens would be skipped")
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"{name} is {value!r}{did_you_mean(value, known)}; choose one of {', '.join(known)}")

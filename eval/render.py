@@ -1,0 +1,100 @@
+"""A report in words: the table of results, as a terminal and report.md show it, and how it was measured."""
+
+import shlex
+from typing import TYPE_CHECKING
+
+from gqa.eval.estimate import Mean
+
+if TYPE_CHECKING:
+    from gqa.eval.report import Report
+
+HEADINGS = (
+    "checkpoint",
+    "perplexity",
+    "NLL ± s.e.",
+    "ratio ± s.e.",
+    "bits/byte",
+    "KV bytes/token",
+    "parameters",
+    "size",
+)
+_BOS = {
+    "always": "before every window",
+    "first": "before every sequence",
+    "never": "none",
+}
+_DOCUMENTS = {
+    "joined": "documents joined, each followed by the end-of-text token",
+    "separate": "every document by itself",
+}
+
+
+def table_cells(report: "Report") -> list[tuple[str, ...]]:
+    """The table of results under `HEADINGS`, a tuple for each checkpoint."""
+    return [
+        (
+            row.label,
+            _perplexity(row.perplexity),
+            _with_error(row.nll, 4),
+            "1" if row is report.rows[0] else _with_error(row.ratio, 3),
+            "-" if row.bits_per_byte is None else f"{row.bits_per_byte:.4f}",
+            f"{row.result.kv_cache.bytes_per_token:,.0f}",
+            _scaled(row.result.parameters),
+            f"{_scaled(row.result.weight_bytes)}B",
+        )
+        for row in report.rows
+    ]
+
+
+def measured_how(report: "Report") -> list[str]:
+    """Sentences that say what the numbers mean and how to make them again."""
+    options, row, machine = report.options, report.rows[0], report.machine
+    sample, text, cache = row.sample, row.subject.material.text, row.result.kv_cache
+    error = f"over {sample.num_clusters} {sample.unit}s" if sample.num_clusters > 1 else "not to be had from one window"
+    return [
+        f"Data: `{options.data}`, {row.subject.material.num_documents} documents, SHA-256 {text.sha256[:16]}.",
+        f"Perplexity is exp(sum of NLL / sum of tokens) over {sample.num_tokens:,} tokens in "
+        f"{len(row.subject.material.windows):,} windows; window {options.window}, stride {options.stride or options.window}, "
+        f"{_DOCUMENTS[options.documents]}; BOS: {_BOS[text.bos_place]}.",
+        f"Bits per byte are over the {sample.num_bytes:,} bytes of text that these tokens stand for. NLL is in nats.",
+        f"Standard errors are {error}; that of the ratio is of the paired difference on the same tokens.",
+        f"KV bytes per token are read out of a real cache of {cache.context} tokens, one sequence, all layers.",
+        f"Computed in {row.result.dtype} on {machine['accelerator'] or machine['cpu']} ({machine['system']}), "
+        f"{machine['processes']} process(es) of {machine['threads']} threads.",
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in report.versions.items()) + ".",
+        f"Command: `{shlex.join(report.command)}`, {report.created}.",
+    ]
+
+
+def to_markdown(report: "Report") -> str:
+    """The text of report.md."""
+    aligned = ["---", *("---:" for _ in HEADINGS[1:])]
+    table = [HEADINGS, aligned, *table_cells(report)]
+    lines = [f"# Evaluation on {report.options.data}", ""]
+    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |" for cells in table]
+    if notes := report.notes():
+        lines += ["", "## Notes", "", *(f"- {note}" for note in notes)]
+    lines += ["", "## How it was measured", "", *(f"- {sentence}" for sentence in measured_how(report))]
+    return "\n".join(lines) + "\n"
+
+
+def _perplexity(value: float) -> str:
+    if value >= 10_000:
+        return f"{value:,.0f}"
+    return f"{value:.3f}" if value < 100 else f"{value:.1f}"
+
+
+def _with_error(mean: Mean | None, digits: int) -> str:
+    if mean is None:
+        return "-"
+    error = "" if mean.standard_error is None else f" ± {mean.standard_error:.{digits}f}"
+    return f"{mean.value:.{digits}f}{error}"
+
+
+def _scaled(number: float) -> str:
+    """Three digits and the prefix of a thousand: 7.87M."""
+    for prefix in ("", "k", "M", "G"):
+        if number < 999.5:
+            return f"{number:.{0 if prefix == '' else max(0, 3 - len(str(int(number))))}f}{prefix}"
+        number /= 1000
+    return f"{number:.2f}T"

@@ -1,0 +1,108 @@
+"""The report of an evaluation, for programs (report.json) and for people (report.md).
+
+report.json is one object:
+
+- `format`: 1; `created`: UTC, ISO 8601; `command`: the arguments as typed; `versions`; `machine`;
+- `options`: every field of `EvalOptions`, as given; `notes`: what a reader must know to compare the rows;
+- `checkpoints`: an object each, in the order given. `perplexity`, `nll` (nats a token) with `nll_standard_error`;
+  against the first checkpoint `perplexity_ratio`, `nll_above_first` and its standard error (null for other tokenizers);
+  `bits_per_byte`; `sample`: what was scored (tokens, bytes of text they stand for, windows, documents, the clusters of
+  the standard error, the BOS policy with `auto` resolved, the SHA-256 of the text); `kv_cache`: bytes of one sequence
+  of `context` tokens by `formula_bytes` and `measured_bytes`, and `bytes_per_token`; `label`, `path`, `fingerprint`,
+  `model_type`, `num_heads`, `num_kv_heads`, `parameters`, `weight_bytes`, `dtype`, `scoring_seconds`.
+  A number that is infinite or unknown is null.
+"""
+
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gqa.convert.directory import atomic_directory
+from gqa.convert.provenance import versions
+from gqa.eval.machine import machine
+from gqa.eval.options import EvalOptions
+from gqa.eval.processes import Processes
+from gqa.eval.render import to_markdown
+from gqa.eval.row import Result, Row, build_rows
+from gqa.eval.subject import Subject
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was measured, on what, and how."""
+
+    rows: tuple[Row, ...]
+    options: EvalOptions
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    command: list[str]
+    created: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object of report.json."""
+        return {
+            "format": FORMAT,
+            "created": self.created,
+            "command": self.command,
+            "versions": self.versions,
+            "machine": self.machine,
+            "options": asdict(self.options),
+            "notes": self.notes(),
+            "checkpoints": [_without_infinity(row.to_dict()) for row in self.rows],
+        }
+
+    def to_json(self) -> str:
+        """The text of report.json."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    def notes(self) -> list[str]:
+        """What keeps the rows from being compared at a glance; empty when nothing does."""
+        first, notes = self.rows[0], []
+        for row in self.rows:
+            cache = row.result.kv_cache
+            if row.nll_above_first is None:
+                notes.append(
+                    f"{row.label} splits the text into other tokens than {first.label}: compare bits per byte, not "
+                    f"perplexity ({row.sample.num_bytes:,} and {first.sample.num_bytes:,} bytes were scored)."
+                )
+            if row.result.dtype != first.result.dtype:
+                notes.append(
+                    f"{row.label} is in {row.result.dtype}, {first.label} in {first.result.dtype}: KV bytes and sizes "
+                    "differ for that alone (--dtype sets one for all)."
+                )
+            if not cache.agree:
+                promised = "nothing known" if cache.formula_bytes is None else f"{cache.formula_bytes:,} bytes"
+                notes.append(
+                    f"{row.label}: for {cache.context} tokens the config promises {promised} of KV cache, its class "
+                    f"keeps {cache.measured_bytes:,} bytes."
+                )
+        return notes
+
+
+def build_report(subjects: list[Subject], results: list[Result], options: EvalOptions, processes: Processes) -> Report:
+    """The report of what came out, with the machine and the versions of this process."""
+    return Report(
+        rows=build_rows(subjects, results),
+        options=options,
+        machine=machine(processes.device, processes.count),
+        versions=versions(),
+        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def write_report(report: Report, output: Path, *, overwrite: bool = False) -> None:
+    """Make the directory `output` with report.json and report.md in it; it appears whole or not at all."""
+    with atomic_directory(output, overwrite=overwrite) as work:
+        (work / "report.json").write_text(report.to_json(), encoding="utf-8")
+        (work / "report.md").write_text(to_markdown(report), encoding="utf-8")
+
+
+def _without_infinity(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if value in (math.inf, -math.inf) else value for key, value in row.items()}
