@@ -1,8 +1,10 @@
 """How every command of the project meets its user: exit codes, signals, and where text goes.
 
 Exit codes: 0 done; 2 the input was wrong (one sentence on stderr); 130 interrupted by Ctrl-C; 143 by SIGTERM.
+Of the processes that a launcher starts on a machine only the first says what is wrong.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -24,14 +26,19 @@ def friendly_errors() -> Iterator[None]:
         with _sigterm_unwinds():
             yield
     except UserError as error:
-        typer.echo(f"Error: {error}", err=True)
+        _say(f"Error: {error}")
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
+        _say("Interrupted.")
         raise typer.Exit(130) from None
     except BrokenPipeError:  # `gqa-convert ... | head`: the reader has gone, which is not our error
         sys.stderr.close()
         raise typer.Exit(0) from None
+
+
+def _say(sentence: str) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        typer.echo(sentence, err=True)
 
 
 @contextmanager
