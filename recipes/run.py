@@ -1,0 +1,208 @@
+"""The story of a run: every stage of a recipe in turn, those that are up to date skipped, and the report at the end.
+
+Stages share files, not objects, so a stage that fails or is interrupted leaves the finished ones, and the next run
+goes on from there. The runner replaces only what its own ledger says it made.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gqa.convert.directory import atomic_directory, write_atomically
+from gqa.convert.errors import UserError
+from gqa.convert.provenance import fingerprint, read_stages
+from gqa.convert.source import resolve_checkpoint
+from gqa.recipes.demo.corpus import write_corpus
+from gqa.recipes.ledger import Ledger, StageName, data_identity, locked, stage_key
+from gqa.recipes.recipe import CorpusOptions, Recipe, to_toml
+
+EMBEDDED = {"embedded:demo": Path(__file__).parent / "demo" / "checkpoint"}
+Say = Callable[[str], None]
+
+UNDECISIVE = frozenset(
+    {"checkpoint", "data", "validation_data", "output", "run_dir", "overwrite", "resume", "cache_dir"}
+    | {"log_every", "save_every", "keep_checkpoints", "trackers", "quiet"}
+)
+"""Fields of UptrainConfig that don't decide the trained weights, or that the stage's inputs stand for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step of a run: what it makes, what decides the result, and how to make it."""
+
+    name: str
+    output: Path
+    options: Mapping[str, Any]
+    """Everything that decides the result besides the inputs."""
+
+    inputs: Mapping[str, str | None]
+    """Identities of what goes in."""
+
+    make: Callable[[], object]
+    """Makes `output`, replacing one that is there."""
+
+    set_aside: bool = False
+    """Keep an output that is to be replaced, as OUTPUT.previous: it may have taken days."""
+
+    state: Path | None = None
+    """A directory in which an interrupted stage keeps what it needs to go on."""
+
+    made_elsewhere: Callable[[], bool] = lambda: False
+    """Whether an output that is not in the ledger is what the stage would make."""
+
+    @property
+    def key(self) -> str:
+        """What this stage is known by in the ledger."""
+        return stage_key(self.options, self.inputs)
+
+
+def run_recipe(recipe: Recipe, *, until: StageName = "eval", force: bool = False, say: Say = print) -> dict[str, bool]:
+    """Take the recipe's checkpoint through its stages: corpus (if it has one), convert, uptrain, eval.
+
+    Args:
+        recipe: what to do.
+        until: the last stage to do.
+        force: do every stage anew.
+        say: told what happens, a line at a time.
+
+    Returns:
+        Stage name to whether it was carried out now (False: it was up to date).
+
+    Raises:
+        UserError: the recipe can't be carried out; the stages that have ended stay.
+    """
+    source = resolve_checkpoint(EMBEDDED.get(recipe.checkpoint, recipe.checkpoint))
+    _check_place(recipe.output, source)
+    carried_out = {}
+    with locked(recipe.output):
+        ledger = Ledger(recipe.output, forgive=force)
+        write_atomically(recipe.output / "recipe.toml", to_toml(recipe.tables()))
+        for stage in _stages(recipe, source):
+            carried_out[stage.name] = _run_stage(stage, ledger, force=force, say=say)
+            if stage.name == until:
+                break
+    return carried_out
+
+
+def _stages(recipe: Recipe, source: Path) -> Iterator[Stage]:
+    """The stages in order. Each is described when the one before it is done, since its inputs must be there."""
+    if recipe.corpus:
+        yield _corpus_stage(recipe.corpus, recipe.output / "corpus")
+    yield _convert_stage(recipe, source)
+    yield _uptrain_stage(recipe)
+    yield _eval_stage(recipe, source)
+
+
+def _run_stage(stage: Stage, ledger: Ledger, *, force: bool, say: Say) -> bool:
+    """Carry out `stage` unless it is up to date; whether it was carried out."""
+    if not force:
+        if ledger.up_to_date(stage.name, stage.key, stage.output):
+            say(f"{stage.name}: skipped, up to date")
+            return False
+        if stage.output.exists() and stage.made_elsewhere():
+            say(f"{stage.name}: skipped, {stage.output} is what it would make")
+            ledger.end(stage.name, stage.key, stage.output)
+            return False
+    say(f"{stage.name}: makes {stage.output}")
+    _make_room(stage, ledger, force=force, say=say)
+    ledger.begin(stage.name, stage.key)
+    stage.make()
+    ledger.end(stage.name, stage.key, stage.output)
+    return True
+
+
+def _make_room(stage: Stage, ledger: Ledger, *, force: bool, say: Say) -> None:
+    """Deal with what an earlier run left in the stage's place."""
+    if stage.output.exists() and not force and not ledger.knows(stage.name):
+        raise UserError(
+            f"{stage.output} exists, and this run did not make it; choose another --output, or replace it with --force"
+        )
+    anew = force or (ledger.knows(stage.name) and not ledger.began(stage.name, stage.key))
+    if stage.state and anew:
+        shutil.rmtree(stage.state, ignore_errors=True)
+    if stage.set_aside and stage.output.exists():
+        previous = stage.output.with_name(f"{stage.output.name}.previous")
+        shutil.rmtree(previous, ignore_errors=True)
+        stage.output.rename(previous)
+        say(f"{stage.name}: the checkpoint made with other settings is kept as {previous}")
+
+
+def _check_place(output: Path, source: Path) -> None:
+    if output.resolve() == source.resolve() or output.resolve().is_relative_to(source.resolve()):
+        raise UserError(
+            f"the run's directory {output} is the checkpoint {source} or inside it; choose another --output"
+        )
+
+
+def _corpus_stage(options: CorpusOptions, directory: Path) -> Stage:
+    def make() -> None:
+        with atomic_directory(directory, overwrite=True) as work:
+            write_corpus(work)
+
+    return Stage(name="corpus", output=directory, options=asdict(options), inputs={"python": sys.version}, make=make)
+
+
+def _convert_stage(recipe: Recipe, source: Path) -> Stage:
+    from gqa.convert.rewrite import convert
+
+    return Stage(
+        name="convert",
+        output=recipe.converted,
+        options=asdict(recipe.convert),
+        inputs={"checkpoint": fingerprint(source)},
+        make=lambda: convert(source, recipe.converted, recipe.convert, overwrite=True),
+    )
+
+
+def _uptrain_stage(recipe: Recipe) -> Stage:
+    from gqa.uptrain import uptrain
+
+    config = recipe.uptrain
+    source = fingerprint(recipe.converted)
+
+    def made_elsewhere() -> bool:
+        """Whether `accelerate launch -m gqa.uptrain --recipe` has done the work: its provenance file tells."""
+        last = (read_stages(recipe.uptrained) or [{}])[-1]
+        if last.get("stage") != "uptrain" or last["source"]["fingerprint"] != source:
+            return False
+        return _decisive(last["config"]) == _decisive(asdict(config))
+
+    return Stage(
+        name="uptrain",
+        output=recipe.uptrained,
+        options=_decisive(asdict(config)),
+        inputs={
+            "checkpoint": source,
+            "data": data_identity(config.data),
+            "validation_data": config.validation_data and data_identity(config.validation_data),
+        },
+        make=lambda: uptrain(replace(config, overwrite=True)),
+        set_aside=True,
+        state=config.run_dir or recipe.uptrained.with_name(f"{recipe.uptrained.name}.run"),
+        made_elsewhere=made_elsewhere,
+    )
+
+
+def _eval_stage(recipe: Recipe, source: Path) -> Stage:
+    from gqa.eval.evaluate import evaluate
+
+    checkpoints = {"before": source, "converted": recipe.converted, "uptrained": recipe.uptrained}
+    labelled = [f"{label}={path}" for label, path in checkpoints.items()]
+    return Stage(
+        name="eval",
+        output=recipe.report,
+        options=asdict(recipe.eval) | {"data": None},  # where it lies is no matter, what it holds is
+        inputs={label: fingerprint(path) for label, path in checkpoints.items()}
+        | {"data": data_identity(recipe.eval.data)},
+        make=lambda: evaluate(labelled, recipe.eval, recipe.report, overwrite=True),
+    )
+
+
+def _decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an uptraining's config that decide the trained weights, as JSON would give them back."""
+    decisive = {key: value for key, value in config.items() if key not in UNDECISIVE}
+    return json.loads(json.dumps(decisive, default=str))
