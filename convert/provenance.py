@@ -58,11 +58,19 @@ def new_stage(stage: str, source: Path, **facts: Any) -> dict[str, Any]:
     return {
         "stage": stage,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": command_line(),
         "versions": versions(),
         "source": {"path": str(source), "fingerprint": fingerprint(source)},
         **facts,
     }
+
+
+def command_line() -> list[str]:
+    """How this process was started, in words that start it again: `gqa-eval ...`, or `python -m gqa.eval ...`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None:
+        return [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return ["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]
 
 
 def versions() -> dict[str, str]:

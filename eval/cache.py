@@ -1,4 +1,4 @@
-"""The KV cache of a checkpoint in bytes: what its config promises, and what a real cache holds after a real forward pass.
+"""The KV cache of a checkpoint in bytes: what its config promises, and what a real cache holds after a forward pass.
 
 Some stock classes repeat keys and values before they cache them, or keep more than the config says; then the two
 differ, and only the measured one is what a server pays.

@@ -53,7 +53,7 @@ def evaluate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output directory.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
 ) -> None:
-    """Compare checkpoints on the same data: perplexity, bits per byte, KV-cache bytes, parameters and size.
+    r"""Compare checkpoints on the same data: perplexity, bits per byte, KV-cache bytes, parameters and size.
 
     The first checkpoint is the one that the others are compared with.
 

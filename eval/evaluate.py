@@ -1,4 +1,4 @@
-"""The story of an evaluation: check everything, then load, score and weigh one checkpoint after the other, and report."""
+"""The story of an evaluation: check everything, then load, score and weigh one checkpoint after another, and report."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ def evaluate(
     output: Path | None = None,
     *,
     overwrite: bool = False,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = lambda *_: None,
 ) -> Report:
     """Measure checkpoints on the same data; the first is the one that the others are compared with.
 

@@ -81,7 +81,7 @@ def load_tokenizer(checkpoint: Path) -> "PreTrainedTokenizerBase":
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
         works = bool(tokenizer("a", add_special_tokens=False)["input_ids"])
-    except Exception as error:  # noqa: BLE001 - the tokenizers library raises bare Exceptions
+    except Exception as error:  # the tokenizers library raises bare Exceptions
         raise UserError(f"the tokenizer of {checkpoint} can't be loaded: {_first_line(error)}") from error
     if not works:  # transformers makes an empty tokenizer of the right class when only its settings are there
         raise UserError(f"{checkpoint} has no tokenizer; copy tokenizer.json and its companions into it")

@@ -17,8 +17,8 @@ _DEVICE = re.compile(r"^(auto|[a-z]+(:\d+)?)$")
 class EvalOptions:
     """Everything that decides an evaluation's numbers, apart from the checkpoints.
 
-    lm-evaluation-harness' rolling log-likelihood at `max_length` L is `documents="separate", bos="first",
-    window=L + 1, stride=L`. The default is the usual perplexity of a packed corpus: disjoint windows.
+    The default is the usual perplexity of a packed corpus, over disjoint windows. lm-evaluation-harness' rolling
+    log-likelihood at `max_length=L, add_bos_token=False` is `documents="separate", bos="first", window=L + 1, stride=L`.
     """
 
     data: str
@@ -43,7 +43,7 @@ class EvalOptions:
 
     stride: int | None = None
     """Tokens from one window's start to the next one's. Every token is scored at most once, in the first window that
-    holds it, so a smaller stride gives each scored token more context. None: the window, so that windows are disjoint."""
+    holds it, so a smaller stride gives each scored token more context. None: the window, so windows are disjoint."""
 
     bos: Bos = "auto"
     """Where a BOS token stands (the end-of-text token for a tokenizer that has no BOS); it is never scored itself.

@@ -71,7 +71,7 @@ def token_nlls(
     window_batches: Sequence[Sequence[Window]],
     *,
     prefix: int | None = None,
-    progress: Callable[[int], None] = lambda windows: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> np.ndarray:
     """The negative log-likelihood of every scored token, in nats; 0 for the others.
 

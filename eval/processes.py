@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among its fellows."""
+    """The place of this process among its fellows."""
 
     rank: int
     count: int
@@ -51,7 +51,7 @@ class Processes:
 
 
 def join_processes(device: str) -> Processes:
-    """This process's place, after joining the others of a multi-process launch.
+    """Join the other processes of a multi-process launch, if it is one, and find one's place.
 
     Args:
         device: "auto", or a torch device; with several processes without an index: each takes its own accelerator.
@@ -70,7 +70,8 @@ def join_processes(device: str) -> Processes:
         raise UserError(f"device {device} names one accelerator for several processes; write {chosen.type}")
     # Without cpu=True, accelerate takes processes on a machine without accelerators for strangers to each other.
     state = PartialState(cpu=chosen.type == "cpu")
-    return Processes(state.process_index, state.num_processes, torch.device(state.device))
+    place = chosen if chosen.type == "cpu" else torch.device(state.device)
+    return Processes(state.process_index, state.num_processes, place)
 
 
 def speaks() -> bool:

@@ -52,15 +52,15 @@ def measured_how(report: "Report") -> list[str]:
     sample, text, cache = row.sample, row.subject.material.text, row.result.kv_cache
     error = f"over {sample.num_clusters} {sample.unit}s" if sample.num_clusters > 1 else "not to be had from one window"
     return [
-        f"Data: `{options.data}`, {row.subject.material.num_documents} documents, SHA-256 {text.sha256[:16]}.",
-        f"Perplexity is exp(sum of NLL / sum of tokens) over {sample.num_tokens:,} tokens in "
-        f"{len(row.subject.material.windows):,} windows; window {options.window}, stride {options.stride or options.window}, "
-        f"{_DOCUMENTS[options.documents]}; BOS: {_BOS[text.bos_place]}.",
+        f"Data: `{options.data}`, {_count(row.subject.material.num_documents, 'document')}, SHA-256 {text.sha256[:16]}.",
+        f"Perplexity is exp(sum of NLL / sum of tokens) over {_count(sample.num_tokens, 'token')} in "
+        f"{_count(len(row.subject.material.windows), 'window')}; window {options.window}, "
+        f"stride {options.stride or options.window}, {_DOCUMENTS[options.documents]}; BOS: {_BOS[text.bos_place]}.",
         f"Bits per byte are over the {sample.num_bytes:,} bytes of text that these tokens stand for. NLL is in nats.",
         f"Standard errors are {error}; that of the ratio is of the paired difference on the same tokens.",
         f"KV bytes per token are read out of a real cache of {cache.context} tokens, one sequence, all layers.",
         f"Computed in {row.result.dtype} on {machine['accelerator'] or machine['cpu']} ({machine['system']}), "
-        f"{machine['processes']} process(es) of {machine['threads']} threads.",
+        f"{_count(machine['processes'], 'process')}, {_count(machine['threads'], 'thread')} each.",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in report.versions.items()) + ".",
         f"Command: `{shlex.join(report.command)}`, {report.created}.",
     ]
@@ -76,6 +76,11 @@ def to_markdown(report: "Report") -> str:
         lines += ["", "## Notes", "", *(f"- {note}" for note in notes)]
     lines += ["", "## How it was measured", "", *(f"- {sentence}" for sentence in measured_how(report))]
     return "\n".join(lines) + "\n"
+
+
+def _count(number: int, noun: str) -> str:
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def _perplexity(value: float) -> str:

@@ -15,14 +15,13 @@ report.json is one object:
 
 import json
 import math
-import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from gqa.convert.directory import atomic_directory
-from gqa.convert.provenance import versions
+from gqa.convert.provenance import command_line, versions
 from gqa.eval.machine import machine
 from gqa.eval.options import EvalOptions
 from gqa.eval.processes import Processes
@@ -92,7 +91,7 @@ def build_report(subjects: list[Subject], results: list[Result], options: EvalOp
         options=options,
         machine=machine(processes.device, processes.count),
         versions=versions(),
-        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        command=command_line(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

@@ -1,4 +1,4 @@
-"""What is to be measured: every checkpoint with its label, its text and its windows, checked before any model is loaded."""
+"""What is to be measured: checkpoints with their labels, text and windows, all checked before any model is loaded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -137,7 +137,7 @@ def _material(tokenizer: "PreTrainedTokenizerBase", options: EvalOptions) -> Mat
 
 
 def _identity(tokenizer: "PreTrainedTokenizerBase", path: Path) -> str:
-    """Equal for tokenizers that make the same tokens of every text; those in pure Python are told apart by their path."""
+    """Equal for tokenizers that make the same tokens of every text; pure Python ones are told apart by their path."""
     if not tokenizer.is_fast:
         return str(path)
     special = (tokenizer.bos_token_id, tokenizer.eos_token_id)
@@ -157,6 +157,6 @@ def _check_vocabulary(
     if highest >= config.vocab_size:
         token = tokenizer.convert_ids_to_tokens(highest)
         raise UserError(
-            f"the tokenizer of {path} makes token {highest} ({token!r}), but its model knows {config.vocab_size} tokens; "
-            "restore the tokenizer that belongs to the model"
+            f"the tokenizer of {path} makes token {highest} ({token!r}), but its model knows {config.vocab_size} "
+            "tokens; restore the tokenizer that belongs to the model"
         )

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -95,7 +95,7 @@ class _Builder:
     def finish(self, place: BosPlace, bos: int | None, sha256: str) -> TokenText:
         ids, num_bytes, document = (np.concatenate(arrays) for arrays in zip(*self._parts, strict=True))
         bounds = [*self._starts, self._length]
-        sequences = tuple(zip(bounds, bounds[1:], strict=False))
+        sequences = tuple(pairwise(bounds))
         return TokenText(ids, num_bytes, document, sequences, place, bos, sha256)
 
     def _append(self, ids: np.ndarray, num_bytes: np.ndarray) -> None:
