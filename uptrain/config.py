@@ -34,8 +34,17 @@ class UptrainConfig:
     text_column: str = "text"
     """Column that holds the text, where data has columns."""
 
+    data_subset: str | None = None
+    """Subset (configuration) of the dataset, where data is one on the Hub."""
+
+    data_split: str = "train"
+    """Split of the dataset, where data is one on the Hub."""
+
     validation_data: str | None = None
     """Validation text, as data [default: a held-out share of data]."""
+
+    validation_split: str = "validation"
+    """Split of validation_data, where that is a dataset on the Hub."""
 
     validation_share: float = 0.01
     """Share of data's documents held out for validation when there is no validation_data; chosen by their hash."""

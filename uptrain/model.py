@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gqa.convert.errors import UserError
+from gqa.eval.model import load_model as load_eval_model
 from gqa.uptrain.config import UptrainConfig
 
 if TYPE_CHECKING:
@@ -18,13 +19,12 @@ def load_model(checkpoint: Path, config: UptrainConfig) -> "PreTrainedModel":
     Weights are fp32 whatever the file holds: an update of a relative size below 2^-8 is lost in bf16, and most of
     uptraining's updates are.
     """
-    from transformers import AutoModelForCausalLM
-
-    chosen = {} if config.attention == "auto" else {"attn_implementation": config.attention}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, **chosen)
-    except (ImportError, ValueError) as error:  # an attention that is not installed, a model type unknown here
-        raise UserError(f"{checkpoint} can't be loaded: {str(error).strip().splitlines()[0]}") from error
+    model = load_eval_model(checkpoint, dtype="float32", device="cpu")
+    if config.attention != "auto":
+        try:
+            model.set_attn_implementation(config.attention)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"attention {config.attention} can't be used: {str(error).splitlines()[0]}") from error
     model.config.use_cache = False
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

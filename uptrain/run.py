@@ -64,7 +64,9 @@ def run(config: UptrainConfig) -> UptrainResult:
 def _open_data(config: UptrainConfig, checkpoint: Path) -> tuple[TokenStore, TokenStore]:
     cache = config.cache_dir or default_cache()
     share = config.validation_share if config.validation_data is None else 0.0
-    train, held_out = open_stores(Text(config.data, config.text_column, checkpoint, share), cache, print)
+    text = Text(config.data, config.text_column, config.data_subset, config.data_split, checkpoint, share)
+    train, held_out = open_stores(text, cache, print)
     if config.validation_data is not None:
-        held_out, _ = open_stores(Text(config.validation_data, config.text_column, checkpoint, 0.0), cache, print)
+        text = Text(config.validation_data, config.text_column, None, config.validation_split, checkpoint, 0.0)
+        held_out, _ = open_stores(text, cache, print)
     return train, held_out

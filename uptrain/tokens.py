@@ -23,7 +23,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gqa.convert.directory import atomic_directory
-from gqa.uptrain.config import UptrainConfig
+from gqa.eval.data import local_path, read_documents
+from gqa.eval.model import load_tokenizer
 
 _FORMAT = 1
 _DOCUMENTS_AT_ONCE = 256
@@ -66,11 +67,17 @@ class Text:
 
     data: str
     column: str
+    subset: str | None
+    split: str
     checkpoint: Path
     """Whose tokenizer is used."""
 
     held_out_share: float
     """Share of the documents that goes to `held_out`; a document's own hash decides."""
+
+    def documents(self) -> Iterator[str]:
+        """The texts, in their order."""
+        return read_documents(self.data, text_column=self.column, subset=self.subset, split=self.split)
 
 
 def open_stores(text: Text, cache: Path, progress: Callable[[int], None]) -> tuple[TokenStore, TokenStore]:
@@ -101,20 +108,29 @@ def default_cache() -> Path:
 
 def _key(text: Text) -> str:
     """The name of a store: a hash over the text's content, the tokenizer's files and the split."""
-    digest = hashlib.sha256(f"{_FORMAT};{text.column};{text.held_out_share!r};".encode())
-    with Path(text.data).open("rb") as file:
-        digest.update(hashlib.file_digest(file, "sha256").digest())
+    digest = hashlib.sha256(repr((_FORMAT, text.column, text.held_out_share)).encode())
+    path = local_path(text.data)
+    if path is None:  # a dataset's name stands for its content
+        digest.update(repr((text.data, text.subset, text.split)).encode())
+    else:
+        for file in sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]:
+            digest.update(_file_hash(file))
     for path in sorted(text.checkpoint.iterdir()):
         if "token" in path.name or path.name.startswith(("vocab", "merges", "spiece")):
-            digest.update(path.name.encode() + path.read_bytes())
+            digest.update(path.name.encode() + _file_hash(path))
     return digest.hexdigest()[:32]
+
+
+def _file_hash(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold a lock on `path` against other processes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -153,8 +169,6 @@ class _Writer:
 
 def _tokenise(text: Text, folder: Path, progress: Callable[[int], None]) -> None:
     """Write a store's files into `folder`."""
-    from gqa.uptrain.standin import load_tokenizer, read_documents
-
     tokenizer = load_tokenizer(text.checkpoint)
     end = tokenizer.eos_token_id
     dtype = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
@@ -163,7 +177,7 @@ def _tokenise(text: Text, folder: Path, progress: Callable[[int], None]) -> None
             _Writer(*(files.enter_context((folder / f"{name}.{kind}").open("wb")) for kind in ("tokens", "starts")), dtype)
             for name in ("train", "held_out")
         )
-        for documents in _batched(read_documents(text.data, text.column), _DOCUMENTS_AT_ONCE):
+        for documents in _batched(text.documents(), _DOCUMENTS_AT_ONCE):
             encoded = tokenizer(documents, return_attention_mask=False, verbose=False)["input_ids"]
             for document, ids in zip(documents, encoded, strict=True):
                 closed = ids if end is None or ids[-1:] == [end] else [*ids, end]
