@@ -28,7 +28,7 @@ def check_output(output: Path, inputs: list[Path], *, overwrite: bool) -> None:
         if output.is_symlink() or not output.is_dir():
             raise UserError(f"the output {output} is not a directory; --overwrite replaces directories only")
     parent = _existing_parent(output)
-    if not os.access(parent, os.W_OK | os.X_OK):
+    if not os.access(parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise UserError(f"no permission to write into {parent}; choose another place with --output")
 
 

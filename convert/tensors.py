@@ -121,7 +121,7 @@ def inside(checkpoint: Path, name: str, index: Path | None = None) -> Path:
     """
     path = checkpoint / name
     said_by = f"{index}: " if index else ""
-    if Path(name).name != name:
+    if Path(name).name != name or name == "..":
         raise UserError(
             f"{said_by}{name!r} points outside the checkpoint's directory; this checkpoint is not safe to use"
         )
@@ -192,6 +192,9 @@ def _read_pickle(path: Path) -> dict[str, TensorEntry]:
 
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    with path.open("rb") as file:
+        if file.read(1) == b"\x80":  # a bare pickle; since torch 1.6 the file is a zip archive
+            raise UserError(f"{path} is in torch's format from before 1.6; save it again as safetensors")
     try:
         with FakeTensorMode():
             state = torch.load(path, weights_only=True, mmap=True)
@@ -199,9 +202,7 @@ def _read_pickle(path: Path) -> dict[str, TensorEntry]:
         raise UserError(
             f"{path} holds more than tensors, which would need running its code; save it again as safetensors"
         ) from None
-    except (RuntimeError, ValueError, EOFError, KeyError) as error:
-        if "mmap can only be used" in str(error):
-            raise UserError(f"{path} is in torch's format from before 1.6; save it again as safetensors") from None
+    except (RuntimeError, ValueError, EOFError, KeyError):
         raise UserError(f"{path} is truncated or corrupt; download it again") from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} is not a state dict of tensors; save the model again with save_pretrained")

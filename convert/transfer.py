@@ -7,8 +7,6 @@ from collections.abc import Callable
 _STEP = 64 << 20  # bytes a call: large enough to run at disk speed, small enough for progress and Ctrl-C
 _UNSUPPORTED = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
 
-Copier = Callable[[int, int, int, int], int]
-
 
 def copy_range(source: int, offset: int, count: int, target: int, advance: Callable[[int], None]) -> None:
     """Append `count` bytes of the file descriptor `source` from `offset` to `target`, at its current position.
@@ -22,7 +20,7 @@ def copy_range(source: int, offset: int, count: int, target: int, advance: Calla
     Raises:
         OSError: reading or writing fails, or the source ends early (`errno` EIO).
     """
-    copiers = [copier for copier in (_copy_file_range, _sendfile, _read_write) if copier is not None]
+    copiers = [_copy_file_range, _sendfile, _read_write]
     while count:
         try:
             copied = copiers[0](source, target, min(count, _STEP), offset)

@@ -57,7 +57,7 @@ def _rope(theta: float, **more: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": theta, "rope_type": "default", **more}}
 
 
-def _variant(name: str, model_type: str | None = None, **extra: Any) -> Variant:
+def _variant(name: str, model_type: Any = None, /, **extra: Any) -> Variant:
     return Variant(name=name, model_type=model_type or name, extra=extra)
 
 
@@ -151,9 +151,8 @@ def logits_of() -> Callable[[PreTrainedModel], torch.Tensor]:
 
 def load_cleanly(path: Path) -> PreTrainedModel:
     """The checkpoint through stock transformers, refusing anything missing, left over or of another shape."""
-    model, info = AutoModelForCausalLM.from_pretrained(
-        path, dtype="auto", experts_implementation="eager", output_loading_info=True
-    )
+    settings: dict[str, Any] = {"dtype": "auto", "experts_implementation": "eager", "output_loading_info": True}
+    model, info = AutoModelForCausalLM.from_pretrained(path, **settings)  # pyright: ignore[reportGeneralTypeIssues]
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), info
     return model.eval()
 
