@@ -13,7 +13,7 @@ from gqa.convert.plan import ConvertOptions, plan_conversion
 from gqa.convert.rewrite import convert
 
 HEADS, HEAD_DIM = 8, 8
-PAPER = ["mean", "first"]
+EXACT = ["mean", "first"]
 
 
 def meta_state(variant, num_kv_heads):
@@ -82,7 +82,7 @@ def test_sizes_left_out_of_a_config_default_as_in_the_class(variant):
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("method", PAPER)
+@pytest.mark.parametrize("method", EXACT)
 def test_tied_heads_merge_without_loss(variant, tied, method, groups, load, logits_of, state_of, tmp_path):
     small, large, source = tied(groups)
     # transformers takes the mean square of a norm in float32, whose rounding depends on how many heads it runs over
@@ -97,7 +97,7 @@ def test_tied_heads_merge_without_loss(variant, tied, method, groups, load, logi
         assert torch.equal(tensor, expected[name]), name
 
 
-@pytest.mark.parametrize("method", PAPER)
+@pytest.mark.parametrize("method", EXACT)
 def test_as_many_groups_as_heads_is_the_identity(variant, tmp_path, method):
     variant.model().save_pretrained(tmp_path / "ckpt")
     plan = plan_conversion(tmp_path / "ckpt", ConvertOptions(groups=1))
