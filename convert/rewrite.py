@@ -120,7 +120,10 @@ class MergedLayers:
         self._layer_of = {tensor.name: layer for layer, tensors in enumerate(plan.merged) for tensor in tensors}
         written = (tensor.name for tensor in plan.tensors if tensor.source is None)
         self._order = list(dict.fromkeys(self._layer_of[name] for name in written))
-        self._pool = ThreadPoolExecutor(max_workers=1)
+        # One core is busy copying; torch's threads would fight over it and, waiting for each other, burn it.
+        self._threads = torch.get_num_threads()
+        initargs = (max(1, self._threads - 1),)
+        self._pool = ThreadPoolExecutor(max_workers=1, initializer=torch.set_num_threads, initargs=initargs)
         self._pending: dict[int, Future[dict[str, Tensor]]] = {}
         self._ready: dict[str, Tensor] = {}
 
@@ -130,6 +133,7 @@ class MergedLayers:
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(self._threads)
 
     def take(self, name: str) -> Tensor:
         """The tensor called `name`; each can be taken once."""
