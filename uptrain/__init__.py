@@ -1,7 +1,7 @@
 """Continued pretraining of a converted checkpoint: checkpoint in, recovered checkpoint out.
 
-    from gqa.uptrain import UptrainConfig, uptrain
-    uptrain(UptrainConfig(checkpoint="llama-gqa8", data="corpus.jsonl", max_tokens=10_000_000))
+from gqa.uptrain import UptrainConfig, uptrain
+uptrain(UptrainConfig(checkpoint="llama-gqa8", data="corpus.jsonl", max_tokens=10_000_000))
 """
 
 from typing import TYPE_CHECKING

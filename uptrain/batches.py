@@ -51,7 +51,7 @@ class Sampler:
     seed: int
 
     def window_starts(self, step: int) -> np.ndarray:
-        """Where each window of a step starts in the store. [batch_size]"""
+        """Where in the store each window of a step starts, as an array of `batch_size`."""
         windows = len(self.store) // self.sequence_length
         samples = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         starts = np.empty(self.batch_size, np.int64)

@@ -1,8 +1,9 @@
 """What a user may choose about uptraining: one frozen dataclass for the command line, recipes and Python alike."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from gqa.convert.errors import UserError
 
@@ -177,7 +178,35 @@ class UptrainConfig:
 
 
 _POSITIVE = (
-    "sequence_length batch_size batch_tokens micro_batch_size max_tokens max_steps alpha pretraining_tokens "
-    "learning_rate eps eval_every log_every save_every keep_checkpoints"
-).split()
-_SHARES = "warmup_ratio decay_ratio min_lr_ratio validation_share".split()
+    "sequence_length",
+    "batch_size",
+    "batch_tokens",
+    "micro_batch_size",
+    "max_tokens",
+    "max_steps",
+    "alpha",
+    "pretraining_tokens",
+    "learning_rate",
+    "eps",
+    "eval_every",
+    "log_every",
+    "save_every",
+    "keep_checkpoints",
+)
+_SHARES = ("warmup_ratio", "decay_ratio", "min_lr_ratio", "validation_share")
+
+FREE_ON_RESUME = frozenset(
+    {"output", "run_dir", "overwrite", "resume", "cache_dir", "keep_checkpoints", "trackers", "quiet", "dtype"}
+    | {"micro_batch_size", "gradient_checkpointing", "compile", "eval_every", "log_every", "save_every"}
+)
+"""Options that a resumed run may change: none of them decides what is learnt (but for rounding)."""
+
+NAMES_OF_CONTENT = frozenset(
+    {"checkpoint", "data", "data_subset", "data_split", "text_column", "validation_data", "validation_split"}
+)
+"""Options that name content: a resumed run compares the content, wherever it lies now."""
+
+
+def as_json(config: UptrainConfig) -> dict[str, Any]:
+    """The options as JSON gives them back: what is written into run.json and gqa.json."""
+    return json.loads(json.dumps(asdict(config), default=str))

@@ -1,10 +1,91 @@
-"""The finished checkpoint."""
+"""The finished checkpoint: the input's own tensors by name, shape and file type, with the trained values in them.
 
+transformers renames, fuses and splits tensors between disk and memory, and rewrites configs as it saves. So it saves
+nothing here: tensors are written under the names they had in the input, in its order, and every other file is copied.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from gqa.convert.directory import atomic_directory
+from gqa.convert.errors import UserError
+from gqa.convert.provenance import new_stage, read_stages, write_stages
+from gqa.convert.rewrite import check_space, disk_errors
+from gqa.convert.sidefiles import copy_side_files, write_config
+from gqa.convert.source import read_config
+from gqa.convert.tensors import read_entries
+from gqa.convert.writer import OutputTensor, plan_shards, write_shards
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SHARD_BYTES = 5_000_000_000
 
 
-def export(model, checkpoint: Path, output: Path) -> None:
-    with atomic_directory(output) as work:
-        model.save_pretrained(work)
+@dataclass(frozen=True)
+class Export:
+    """What will be written, known and checked before training starts."""
+
+    checkpoint: Path
+    output: Path
+    overwrite: bool
+    tensors: list[OutputTensor]
+    dtype: torch.dtype | None
+    """None: every tensor keeps the type that it has in the input."""
+
+    def write(self, model: "PreTrainedModel", weights: Mapping[str, torch.Tensor], facts: dict[str, Any]) -> None:
+        """Write the checkpoint: `weights` are the model's by name, `facts` are for its provenance."""
+        trained = _as_on_disk(model, weights)
+        dtypes = {tensor.name: tensor.dtype for tensor in self.tensors}
+        stages = [*read_stages(self.checkpoint), new_stage("uptrain", self.checkpoint, **facts)]
+        with disk_errors(self.output), atomic_directory(self.output, overwrite=self.overwrite) as work:
+            shards = plan_shards(self.tensors, _SHARD_BYTES)
+            write_shards(work, shards, lambda name: trained[name].to("cpu", dtypes[name]), lambda _: None)
+            copy_side_files(self.checkpoint, work)
+            self._write_config(work)
+            write_stages(work, stages)
+
+    def _write_config(self, work: Path) -> None:
+        config = read_config(self.checkpoint)
+        name = str(self.dtype).removeprefix("torch.")
+        if self.dtype is None or name == config.get("dtype", config.get("torch_dtype")):
+            (work / "config.json").write_bytes((self.checkpoint / "config.json").read_bytes())
+        else:
+            write_config(work, config | {"dtype": name, "torch_dtype": name})  # as transformers 5 and 4 spell it
+
+
+def plan_export(model: "PreTrainedModel", checkpoint: Path, output: Path, dtype: str, *, overwrite: bool) -> Export:
+    """Make sure that the trained model can be written as the input was, before the time is spent on training it.
+
+    Raises:
+        UserError: transformers can't turn its tensors back into those of the input, or the disk is too small.
+    """
+    chosen = DTYPES.get(dtype)
+    entries = read_entries(checkpoint)
+    shapes = {name: tuple(tensor.shape) for name, tensor in _as_on_disk(model, model.state_dict()).items()}
+    strange = [name for name in shapes if name not in entries and name not in model.all_tied_weights_keys]
+    strange += [name for name in shapes if name in entries and shapes[name] != entries[name].shape]
+    if strange:
+        raise UserError(
+            f"the installed transformers holds {strange[0]} in memory in a form that it can't give back "
+            f"as {checkpoint} has it; try another version of transformers"
+        )
+    tensors = []
+    for name, entry in entries.items():
+        kind = chosen if chosen is not None and entry.dtype.is_floating_point else entry.dtype
+        source = None if name in shapes else entry  # what the model does not use is copied
+        tensors.append(OutputTensor(name=name, dtype=kind, shape=entry.shape, source=source))
+    check_space(output, sum(tensor.nbytes for tensor in tensors))
+    return Export(checkpoint, output, overwrite, tensors, chosen)
+
+
+def _as_on_disk(model: "PreTrainedModel", weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The model's tensors under the names, and in the pieces, of the files it was loaded from."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return revert_weight_conversion(model, dict(weights))

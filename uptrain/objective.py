@@ -21,7 +21,7 @@ class NextTokenLoss(nn.Module):
         self.autocast = autocast
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Sum of the labels' negative log-likelihoods in nats, fp32. []
+        """Sum of the labels' negative log-likelihoods in nats: an fp32 scalar.
 
         Args are as in `Batch`. Packed documents are kept apart by `position_ids`, which transformers honours only
         without an attention mask and without a cache.

@@ -22,6 +22,10 @@ class Plan:
     batch_size: int
     """Sequences in a step, over all processes."""
 
+    rows: int
+    """Sequences that pass through a process at once: the largest divisor of its share that micro_batch_size allows."""
+
+    processes: int
     steps: int
     eval_every: int
     save_every: int
@@ -32,8 +36,8 @@ class Plan:
         return self.batch_size * self.sequence_length
 
 
-def make_plan(config: UptrainConfig, model_config: dict[str, Any]) -> Plan:
-    """The numbers of the run that `config` asks for, on a checkpoint with this `config.json`.
+def make_plan(config: UptrainConfig, model_config: dict[str, Any], processes: int) -> Plan:
+    """The numbers of the run that `config` asks for, on a checkpoint with this `config.json`, by so many processes.
 
     Raises:
         UserError: numbers that don't fit each other or the model.
@@ -48,6 +52,8 @@ def make_plan(config: UptrainConfig, model_config: dict[str, Any]) -> Plan:
         run_dir=config.run_dir or output.with_name(f"{output.name}.run"),
         sequence_length=length,
         batch_size=batch_size,
+        rows=_rows(config, batch_size, processes),
+        processes=processes,
         steps=steps,
         eval_every=config.eval_every or tenth,
         save_every=config.save_every or tenth,
@@ -55,7 +61,9 @@ def make_plan(config: UptrainConfig, model_config: dict[str, Any]) -> Plan:
 
 
 def _sequence_length(config: UptrainConfig, model_config: dict[str, Any]) -> int:
-    longest = next((model_config[key] for key in ("max_position_embeddings", "n_positions") if key in model_config), None)
+    longest = next(
+        (model_config[key] for key in ("max_position_embeddings", "n_positions") if key in model_config), None
+    )
     if config.sequence_length is None:
         return min(_DEFAULT_LENGTH, longest or _DEFAULT_LENGTH)
     if longest is not None and config.sequence_length > longest:
@@ -75,10 +83,19 @@ def _batch_size(config: UptrainConfig, length: int) -> int:
     return config.batch_tokens // length
 
 
+def _rows(config: UptrainConfig, batch_size: int, processes: int) -> int:
+    share, left = divmod(batch_size, processes)
+    if left:
+        near = " or ".join(str(size * processes) for size in (share, share + 1) if size)
+        raise UserError(f"{processes} processes can't share a batch of {batch_size} sequences equally; take {near}")
+    return max(rows for rows in range(1, min(share, config.micro_batch_size or share) + 1) if share % rows == 0)
+
+
 def _token_budget(config: UptrainConfig) -> float:
     if config.max_tokens is not None:
         return config.max_tokens
-    assert config.alpha is not None and config.pretraining_tokens is not None  # the config made sure
+    assert config.alpha is not None  # the config made sure
+    assert config.pretraining_tokens is not None
     return config.alpha * config.pretraining_tokens
 
 

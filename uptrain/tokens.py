@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,6 +33,9 @@ _DOCUMENTS_AT_ONCE = 256
 @dataclass(frozen=True)
 class TokenStore:
     """Documents as one ring of token ids, read from disk as they are needed."""
+
+    key: str
+    """A hash of what the store was made from."""
 
     tokens: np.ndarray
     """Token ids, memory-mapped. [tokens]"""
@@ -139,10 +142,10 @@ def _open(folder: Path, name: str, described: dict[str, Any]) -> TokenStore:
     dtype, facts = np.dtype(described["dtype"]), described[name]
     shape = (facts["tokens"],)
     if not facts["tokens"]:  # an empty file can't be mapped
-        return TokenStore(np.empty(0, dtype), np.empty(0, np.int64), 0)
+        return TokenStore(folder.name, np.empty(0, dtype), np.empty(0, np.int64), 0)
     tokens = np.memmap(folder / f"{name}.tokens", dtype, mode="r", shape=shape)
     starts = np.memmap(folder / f"{name}.starts", np.int64, mode="r", shape=(facts["documents"],))
-    return TokenStore(tokens, starts, facts["largest_id"])
+    return TokenStore(folder.name, tokens, starts, facts["largest_id"])
 
 
 @dataclass
@@ -174,7 +177,9 @@ def _tokenise(text: Text, folder: Path, progress: Callable[[int], None]) -> None
     dtype = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
     with ExitStack() as files:
         train, held_out = (
-            _Writer(*(files.enter_context((folder / f"{name}.{kind}").open("wb")) for kind in ("tokens", "starts")), dtype)
+            _Writer(
+                *(files.enter_context((folder / f"{name}.{kind}").open("wb")) for kind in ("tokens", "starts")), dtype
+            )
             for name in ("train", "held_out")
         )
         for documents in _batched(text.documents(), _DOCUMENTS_AT_ONCE):

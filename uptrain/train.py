@@ -1,58 +1,114 @@
-"""The training loop."""
+"""The training loop: step, report, validate, save, until the budget is spent or someone asks to stop."""
 
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import exp
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from gqa.uptrain.batches import Sampler
+from gqa.uptrain.checkpoints import Checkpoints
 from gqa.uptrain.config import UptrainConfig
+from gqa.uptrain.metrics import Metrics
 from gqa.uptrain.plan import Plan
 from gqa.uptrain.schedule import learning_rate
+from gqa.uptrain.screen import Screen
+from gqa.uptrain.signals import StopRequest
 from gqa.uptrain.validate import Validation
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Trainer:
+    """A model, its data, and everything that watches over their meeting."""
+
     config: UptrainConfig
     plan: Plan
     accelerator: Accelerator
     module: nn.Module
+    """The objective as accelerate prepared it: called with a batch, gives the sum of its losses."""
+
     optimizer: torch.optim.Optimizer
     sampler: Sampler
-    validation: Validation
-    rows: int
+    validation: Validation | None
+    checkpoints: Checkpoints
+    metrics: Metrics
+    screen: Screen
 
-    def train(self) -> None:
-        t0 = time.time()
-        for step in range(self.plan.steps):
-            if step % self.plan.eval_every == 0:
-                print("eval", step, self.validation.loss(self.module, self.accelerator), flush=True)
-            loss, norm = self.step(step)
-            if step % self.config.log_every == 0:
-                print(step, loss.item(), norm.item(), (step + 1) * self.plan.tokens_per_step / (time.time() - t0), flush=True)
-        print("eval", self.plan.steps, self.validation.loss(self.module, self.accelerator), flush=True)
+    def train(self, start: int) -> int:
+        """Train from step `start` to the end; returns the signal that stopped it early (the run is saved), or 0.
 
-    def step(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        accelerator = self.accelerator
-        rate = learning_rate(self.config, step, self.plan.steps)
+        Raises:
+            UserError: the loss is not finite any more.
+        """
+        stop = StopRequest(self.accelerator)
+        with stop.listening(), self.screen.training(start, self.plan.steps) as show:
+            if start == 0:
+                self._validate(0)
+            self.metrics.restart_clock()
+            for index in range(start, self.plan.steps):
+                rate = learning_rate(self.config, index, self.plan.steps)
+                loss, norm = self._step(index, rate)
+                step = index + 1
+                self.metrics.add(step, rate, loss, norm)
+                signal = stop.agreed()
+                is_last = step == self.plan.steps
+                evaluates = is_last or step % self.plan.eval_every == 0
+                saves = is_last or signal or step % self.plan.save_every == 0
+                if evaluates or saves or step % self.config.log_every == 0:
+                    show(step, _words(self.metrics.flush()))
+                if evaluates:
+                    self._validate(step)
+                if saves:
+                    self.checkpoints.save(step)
+                if evaluates or saves:
+                    self.metrics.restart_clock()
+                if signal and not is_last:
+                    return signal
+        return 0
+
+    def _step(self, index: int, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimizer step on the global batch: this process's share of the mean loss, and the gradient's norm.
+
+        Every label weighs the same, wherever it is: losses are summed over micro-batches and processes, and divided
+        by the labels of the whole step. Processes average their gradients, hence the factor that undoes it.
+        """
+        _seed_dropout(self.config.seed, index, self.accelerator.process_index)
+        starts = self.sampler.window_starts(index)
+        targets = max(1, self.sampler.targets(starts))
+        share = len(starts) // self.plan.processes
+        mine = starts[self.accelerator.process_index * share :][:share]
+        parts = self.sampler.batch(mine).to(self.accelerator.device).micro_batches(self.plan.rows)
+        total = torch.zeros((), device=self.accelerator.device)
+        for number, part in enumerate(parts, start=1):
+            with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.module):
+                loss = self.module(*part) / targets
+                self.accelerator.backward(loss * self.plan.processes)
+            total += loss.detach()
+        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip or float("inf"))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        starts = self.sampler.window_starts(step)
-        targets = max(1, self.sampler.targets(starts))
-        share = len(starts) // accelerator.num_processes
-        mine = starts[accelerator.process_index * share :][:share]
-        parts = self.sampler.batch(mine).to(accelerator.device).micro_batches(self.rows)
-        total = torch.zeros((), device=accelerator.device)
-        for index, part in enumerate(parts):
-            with nullcontext() if index == len(parts) - 1 else accelerator.no_sync(self.module):
-                loss = self.module(*part) / targets
-                accelerator.backward(loss * accelerator.num_processes)
-            total += loss.detach()
-        norm = accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip or float("inf"))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        assert norm is not None
         return total, norm
+
+    def _validate(self, step: int) -> None:
+        if self.validation is None:
+            return
+        loss = self.validation.loss(self.module, self.accelerator)
+        self.metrics.add_validation(step, loss)
+        self.screen.note(f"step {step}/{self.plan.steps}  validation loss {loss:.4f}, perplexity {exp(loss):.3f}")
+
+
+def _seed_dropout(*numbers: int) -> None:
+    """Make chance a function of seed, step and process, so that no state of a generator has to be saved."""
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
+
+
+def _words(line: dict[str, float]) -> str:
+    """A metrics line for the bar."""
+    speed = line["tokens_per_second"]
+    return f"loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}  {speed:,.0f} tokens/s"
