@@ -2,13 +2,15 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from gqa.convert.errors import UserError
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
-_WANTED = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py", "*.md", "LICENSE*"]
+_FOLDERS = ("additional_chat_templates",)
+_OTHER_FRAMEWORKS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".ot", ".onnx", ".gguf", ".ckpt")
 
 
 def resolve_checkpoint(name: str | Path) -> Path:
@@ -51,12 +53,30 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     return config
 
 
+def wanted_files(files: Iterable[str]) -> list[str]:
+    """Of a repository's files, those that make its transformers checkpoint: one copy of the weights, and side files.
+
+    Safetensors are preferred to `pytorch_model.bin`; weights of other frameworks, `consolidated.*` copies and
+    folders are left out.
+    """
+    top = [name for name in files if "/" not in name or name.partition("/")[0] in _FOLDERS]
+    has_safetensors = any(name in ("model.safetensors", "model.safetensors.index.json") for name in top)
+    unwanted = _OTHER_FRAMEWORKS if has_safetensors else _OTHER_FRAMEWORKS[1:]
+    return [name for name in top if not name.endswith(unwanted) and not name.startswith(("consolidated.", "."))]
+
+
 def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    """The snapshot of `hub_id` in the Hub's cache; what is cached already serves without a network."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=_WANTED))
-    except (OSError, HFValidationError) as error:  # huggingface_hub's HTTP errors are OSErrors
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{hub_id} is neither a directory here nor to be had from the Hub: {reason}") from error
+        wanted = wanted_files(HfApi().list_repo_files(hub_id))
+        return Path(snapshot_download(hub_id, allow_patterns=wanted))
+    except (OSError, HTTPError, HFValidationError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    unwanted = ["*/*", "consolidated.*", ".*", *(f"*{suffix}" for suffix in _OTHER_FRAMEWORKS)]
+    try:  # the cache is asked whether the snapshot is complete, but for files that were never wanted
+        return Path(snapshot_download(hub_id, local_files_only=True, ignore_patterns=unwanted))
+    except (OSError, HFValidationError):
+        raise UserError(f"{hub_id} is neither a directory here nor to be had from the Hub: {reason}") from None
