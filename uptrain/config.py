@@ -35,10 +35,10 @@ class UptrainConfig:
     text_column: str = "text"
     """Column that holds the text, where data has columns."""
 
-    data_subset: str | None = None
+    subset: str | None = None
     """Subset (configuration) of the dataset, where data is one on the Hub."""
 
-    data_split: str = "train"
+    split: str = "train"
     """Split of the dataset, where data is one on the Hub."""
 
     validation_data: str | None = None
@@ -138,7 +138,7 @@ class UptrainConfig:
     """Type of the finished checkpoint's weights. auto: as in the input."""
 
     trackers: tuple[Tracker, ...] = ()
-    """Also log to these trackers."""
+    """Also log to tensorboard, wandb, trackio: one of them, or several."""
 
     quiet: bool = False
     """No progress bar and no notes."""
@@ -202,7 +202,7 @@ FREE_ON_RESUME = frozenset(
 """Options that a resumed run may change: none of them decides what is learnt (but for rounding)."""
 
 NAMES_OF_CONTENT = frozenset(
-    {"checkpoint", "data", "data_subset", "data_split", "text_column", "validation_data", "validation_split"}
+    {"checkpoint", "data", "subset", "split", "text_column", "validation_data", "validation_split"}
 )
 """Options that name content: a resumed run compares the content, wherever it lies now."""
 

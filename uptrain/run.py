@@ -82,7 +82,9 @@ def run(config: UptrainConfig) -> UptrainResult:
     stopped_by = trainer.train(start)
     if stopped_by:
         raise _stopped(stopped_by, setup.run_dir.path, screen)
-    return _finish(setup, trainer)
+    result = _finish(setup, trainer)
+    screen.note(f"The trained checkpoint is in {result.output}")
+    return result
 
 
 def _prepare(config: UptrainConfig, screen: Screen) -> _Setup:
@@ -175,7 +177,7 @@ def _open_data(config: UptrainConfig, plan: Plan, checkpoint: Path, screen: Scre
     """The token stores to train and to validate on, tokenised now if they are not in the cache."""
     cache = config.cache_dir or default_cache()
     share = 0.0 if config.validation_data or not config.validation_tokens else config.validation_share
-    text = Text(config.data, config.text_column, config.data_subset, config.data_split, checkpoint, share)
+    text = Text(config.data, config.text_column, config.subset, config.split, checkpoint, share)
     with screen.tokenising(text.data) as progress:
         train, held_out = open_stores(text, cache, progress)
     if config.validation_data and config.validation_tokens:
@@ -221,7 +223,7 @@ def _accelerator(config: UptrainConfig, run_dir: RunDir) -> Accelerator:
         cpu=not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"),
         log_with=list(config.trackers) or None,
         project_dir=run_dir.path,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
 
 
@@ -251,8 +253,9 @@ def _validation(setup: _Setup) -> Validation | None:
 
 def _headline(setup: _Setup, device: torch.device, autocast: torch.dtype | None, start: int) -> str:
     plan = setup.plan
-    parts = plan.batch_size // plan.processes // plan.rows
-    shape = f"{plan.processes} processes x {parts} parts x {plan.rows} sequences x {plan.sequence_length} tokens"
+    counts = {"processes": plan.processes, "parts": plan.batch_size // plan.processes // plan.rows}
+    shape = "".join(f"{count} {what} of " for what, count in counts.items() if count > 1)
+    shape += f"{plan.rows} sequences of {plan.sequence_length} tokens"
     return (
         f"{'Resuming' if start else 'Training'} {setup.config.checkpoint} in {'bf16' if autocast else 'fp32'} on "
         f"{device.type}, from step {start:,} to {plan.steps:,}; {plan.tokens_per_step:,} tokens a step ({shape}), "

@@ -1,0 +1,118 @@
+"""The command `gqa-uptrain`: its options are the fields of UptrainConfig, its help their docstrings."""
+
+import ast
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import MISSING, Field, asdict, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from gqa.convert.console import friendly_errors
+from gqa.convert.options import build_options
+from gqa.uptrain.config import UptrainConfig
+from gqa.uptrain.recipe import overlay, read_table
+
+_SHORT = {"output": "-o", "quiet": "-q"}
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def uptrain_command(recipe: Path | None, as_json: bool, **given: Any) -> None:
+    """Train a converted checkpoint on text until it is good again.
+
+    CHECKPOINT goes in unchanged; OUTPUT appears, whole, when the run is finished. Meanwhile OUTPUT.run/ holds
+    run.json (the config), metrics.jsonl (a line for every step and validation) and checkpoints/step-N.
+    The same command goes on where an interrupted run was: after a crash or a kill from the newest checkpoint; SIGTERM
+    (exit code 0) and Ctrl-C (130) first save one at the end of the step, a second Ctrl-C stops at once.
+
+    \b
+    Examples:
+      gqa-uptrain ckpt-gqa8 --data corpus.jsonl --max-tokens 100000000
+      gqa-uptrain ckpt-gqa8 --data corpus.jsonl --alpha 0.05 --pretraining-tokens 300000000000
+      gqa-uptrain --recipe recipe.toml --learning-rate 5e-5
+      accelerate launch -m gqa.uptrain --recipe recipe.toml
+      ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m gqa.uptrain --recipe recipe.toml
+    """  # noqa: D301 - a raw string would hide \b from click, which then breaks these lines anew
+    with friendly_errors():
+        flags = {key: value for key, value in given.items() if value not in (None, [], ())}
+        if recipe is None:
+            config = build_options(UptrainConfig, flags, "options")
+        else:
+            config = build_options(UptrainConfig, overlay(read_table(recipe), flags), f"recipe {recipe}, [uptrain]")
+        _uptrain(config, as_json=as_json)
+
+
+def _uptrain(config: UptrainConfig, *, as_json: bool) -> None:
+    from gqa.eval.model import quiet_transformers
+    from gqa.eval.processes import leave_processes, speaks
+    from gqa.uptrain.run import run
+
+    quiet_transformers()
+    try:
+        result = run(config)
+    finally:
+        leave_processes()
+    if as_json and speaks():
+        typer.echo(json.dumps(asdict(result), default=str))
+
+
+def field_docs(kind: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, from its source."""
+    (body,) = (node.body for node in ast.parse(inspect.getsource(kind)).body if isinstance(node, ast.ClassDef))
+    docs: dict[str, str] = {}
+    for field, doc in pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
+            docs[ast.unparse(field.target)] = inspect.cleandoc(str(doc.value.value))
+    return docs
+
+
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with a signature that typer can read: CHECKPOINT, --recipe, an option for every field, --json."""
+    types, docs = get_type_hints(UptrainConfig), field_docs(UptrainConfig)
+    checkpoint = typer.Argument(metavar="CHECKPOINT", help=docs["checkpoint"], show_default=False)
+    recipe = typer.Option(metavar="FILE", help="TOML file whose table [uptrain] holds options; flags override them.")
+    options: dict[str, Any] = {
+        "checkpoint": Annotated[str | None, checkpoint],
+        "recipe": Annotated[Path | None, recipe],
+    }
+    for field in fields(UptrainConfig):
+        if field.name != "checkpoint":
+            options[field.name] = Annotated[_flag_type(types[field.name]), _option(field, docs[field.name])]
+    options["as_json"] = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+    defaults = dict.fromkeys(options, None) | {"as_json": False}
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation)
+        for name, annotation in options.items()
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    command.__annotations__ = options
+    return command
+
+
+def _option(field: "Field[Any]", doc: str) -> Any:
+    """A field's flag. It has no default of its own: what is not given is left to the recipe, then to the dataclass."""
+    flag = "--" + field.name.replace("_", "-")
+    names = [f"{flag}/--no-{flag[2:]}" if field.type is bool else flag]
+    names += [_SHORT[field.name]] if field.name in _SHORT else []
+    if field.default not in (None, MISSING, ()) and field.default is not False:
+        values = field.default if isinstance(field.default, tuple) else (field.default,)
+        doc += f"  [default: {' '.join(str(value) for value in values)}]"
+    return typer.Option(*names, help=doc, show_default=False)
+
+
+def _flag_type(kind: Any) -> Any:
+    """The type of a field as a flag's: repeatable flags are lists of words, and every flag may be absent."""
+    arguments = getattr(kind, "__args__", ())
+    return (list[str] if Ellipsis in arguments else kind) | None
+
+
+app.command()(_with_options(uptrain_command))
+
+
+def main() -> None:
+    """Run the command."""
+    app()
