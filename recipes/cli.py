@@ -88,9 +88,11 @@ def _show(recipe: "Recipe", *, as_json: bool) -> None:
 def _run(recipe: "Recipe", *, until: StageName, force: bool, as_json: bool) -> None:
     from rich.console import Console
 
+    from gqa.eval.model import quiet_transformers
     from gqa.recipes.run import run_recipe
     from gqa.recipes.view import read_report, results_table
 
+    quiet_transformers()
     carried_out = run_recipe(recipe, until=until, force=force, say=lambda line: typer.echo(line, err=True))
     report = read_report(recipe.report) if until == "eval" else None
     if as_json:

@@ -19,15 +19,12 @@ from gqa.convert.source import resolve_checkpoint
 from gqa.recipes.demo.corpus import write_corpus
 from gqa.recipes.ledger import Ledger, StageName, data_identity, locked, stage_key
 from gqa.recipes.recipe import CorpusOptions, Recipe, to_toml
+from gqa.uptrain.config import FREE_ON_RESUME
 
 EMBEDDED = {"embedded:demo": Path(__file__).parent / "demo" / "checkpoint"}
 Say = Callable[[str], None]
-
-UNDECISIVE = frozenset(
-    {"checkpoint", "data", "validation_data", "output", "run_dir", "overwrite", "resume", "cache_dir"}
-    | {"log_every", "save_every", "keep_checkpoints", "trackers", "quiet"}
-)
-"""Fields of UptrainConfig that don't decide the trained weights, or that the stage's inputs stand for."""
+UNDECISIVE = (FREE_ON_RESUME - {"dtype"}) | {"checkpoint", "data", "validation_data"}
+"""Fields of UptrainConfig that don't decide the finished checkpoint, or that the stage's inputs stand for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +39,11 @@ class Stage:
     inputs: Mapping[str, str | None]
     """Identities of what goes in."""
 
-    make: Callable[[], object]
-    """Makes `output`, replacing one that is there."""
+    make: Callable[[bool], object]
+    """Makes `output`; told whether it may replace what is there."""
 
     set_aside: bool = False
     """Keep an output that is to be replaced, as OUTPUT.previous: it may have taken days."""
-
-    state: Path | None = None
-    """A directory in which an interrupted stage keeps what it needs to go on."""
 
     made_elsewhere: Callable[[], bool] = lambda: False
     """Whether an output that is not in the ledger is what the stage would make."""
@@ -81,19 +75,19 @@ def run_recipe(recipe: Recipe, *, until: StageName = "eval", force: bool = False
     with locked(recipe.output):
         ledger = Ledger(recipe.output, forgive=force)
         write_atomically(recipe.output / "recipe.toml", to_toml(recipe.tables()))
-        for stage in _stages(recipe, source):
+        for stage in _stages(recipe, source, force=force):
             carried_out[stage.name] = _run_stage(stage, ledger, force=force, say=say)
             if stage.name == until:
                 break
     return carried_out
 
 
-def _stages(recipe: Recipe, source: Path) -> Iterator[Stage]:
+def _stages(recipe: Recipe, source: Path, *, force: bool) -> Iterator[Stage]:
     """The stages in order. Each is described when the one before it is done, since its inputs must be there."""
     if recipe.corpus:
         yield _corpus_stage(recipe.corpus, recipe.output / "corpus")
     yield _convert_stage(recipe, source)
-    yield _uptrain_stage(recipe)
+    yield _uptrain_stage(recipe, force=force)
     yield _eval_stage(recipe, source)
 
 
@@ -108,27 +102,27 @@ def _run_stage(stage: Stage, ledger: Ledger, *, force: bool, say: Say) -> bool:
             ledger.end(stage.name, stage.key, stage.output)
             return False
     say(f"{stage.name}: makes {stage.output}")
-    _make_room(stage, ledger, force=force, say=say)
+    ours = force or ledger.knows(stage.name)
+    _make_room(stage, ours=ours, say=say)
     ledger.begin(stage.name, stage.key)
-    stage.make()
+    stage.make(ours)
     ledger.end(stage.name, stage.key, stage.output)
     return True
 
 
-def _make_room(stage: Stage, ledger: Ledger, *, force: bool, say: Say) -> None:
-    """Deal with what an earlier run left in the stage's place."""
-    if stage.output.exists() and not force and not ledger.knows(stage.name):
+def _make_room(stage: Stage, *, ours: bool, say: Say) -> None:
+    """Deal with what lies in the stage's place."""
+    if not stage.output.exists():
+        return
+    if not ours:
         raise UserError(
             f"{stage.output} exists, and this run did not make it; choose another --output, or replace it with --force"
         )
-    anew = force or (ledger.knows(stage.name) and not ledger.began(stage.name, stage.key))
-    if stage.state and anew:
-        shutil.rmtree(stage.state, ignore_errors=True)
-    if stage.set_aside and stage.output.exists():
+    if stage.set_aside:
         previous = stage.output.with_name(f"{stage.output.name}.previous")
         shutil.rmtree(previous, ignore_errors=True)
         stage.output.rename(previous)
-        say(f"{stage.name}: the checkpoint made with other settings is kept as {previous}")
+        say(f"{stage.name}: the earlier checkpoint is kept as {previous}")
 
 
 def _check_place(output: Path, source: Path) -> None:
@@ -139,8 +133,8 @@ def _check_place(output: Path, source: Path) -> None:
 
 
 def _corpus_stage(options: CorpusOptions, directory: Path) -> Stage:
-    def make() -> None:
-        with atomic_directory(directory, overwrite=True) as work:
+    def make(overwrite: bool) -> None:
+        with atomic_directory(directory, overwrite=overwrite) as work:
             write_corpus(work)
 
     return Stage(name="corpus", output=directory, options=asdict(options), inputs={"python": sys.version}, make=make)
@@ -154,11 +148,12 @@ def _convert_stage(recipe: Recipe, source: Path) -> Stage:
         output=recipe.converted,
         options=asdict(recipe.convert),
         inputs={"checkpoint": fingerprint(source)},
-        make=lambda: convert(source, recipe.converted, recipe.convert, overwrite=True),
+        make=lambda overwrite: convert(source, recipe.converted, recipe.convert, overwrite=overwrite),
     )
 
 
-def _uptrain_stage(recipe: Recipe) -> Stage:
+def _uptrain_stage(recipe: Recipe, *, force: bool) -> Stage:
+    from gqa.eval.subject import prepare
     from gqa.uptrain import uptrain
 
     config = recipe.uptrain
@@ -171,6 +166,12 @@ def _uptrain_stage(recipe: Recipe) -> Stage:
             return False
         return _decisive(last["config"]) == _decisive(asdict(config))
 
+    def make(overwrite: bool) -> None:
+        prepare(
+            [("converted", recipe.converted)], recipe.eval
+        )  # what evaluation would refuse shows now, not after days of training
+        uptrain(replace(config, overwrite=overwrite or config.overwrite, resume="never" if force else config.resume))
+
     return Stage(
         name="uptrain",
         output=recipe.uptrained,
@@ -180,9 +181,8 @@ def _uptrain_stage(recipe: Recipe) -> Stage:
             "data": data_identity(config.data),
             "validation_data": config.validation_data and data_identity(config.validation_data),
         },
-        make=lambda: uptrain(replace(config, overwrite=True)),
+        make=make,
         set_aside=True,
-        state=config.run_dir or recipe.uptrained.with_name(f"{recipe.uptrained.name}.run"),
         made_elsewhere=made_elsewhere,
     )
 
@@ -198,7 +198,7 @@ def _eval_stage(recipe: Recipe, source: Path) -> Stage:
         options=asdict(recipe.eval) | {"data": None},  # where it lies is no matter, what it holds is
         inputs={label: fingerprint(path) for label, path in checkpoints.items()}
         | {"data": data_identity(recipe.eval.data)},
-        make=lambda: evaluate(labelled, recipe.eval, recipe.report, overwrite=True),
+        make=lambda overwrite: evaluate(labelled, recipe.eval, recipe.report, overwrite=overwrite),
     )
 
 

@@ -43,6 +43,7 @@ TRAINING: dict[str, Any] = {
     "min_lr_ratio": 0.05,
     "weight_decay": 0.1,
     "betas": (0.9, 0.95),
+    "validation_tokens": 65_536,
     "dtype": "bf16",
 }
 LARGEST = 6_000_000
@@ -129,6 +130,12 @@ def write_random_checkpoint(directory: Path, text: Path) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(**MODEL, rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA})
     LlamaForCausalLM(config).save_pretrained(directory)
+    # transformers 5 saves the angle and the dtype in its own spelling only; older readers would take their defaults.
+    path = directory / "config.json"
+    both = json.loads(path.read_text(encoding="utf-8")) | {"rope_theta": ROPE_THETA, "torch_dtype": "float32"}
+    path.write_text(json.dumps(both, indent=2) + "\n", encoding="utf-8")
+    generation = {"eos_token_id": MODEL["eos_token_id"], "pad_token_id": MODEL["pad_token_id"]}
+    (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
     _write_tokenizer(directory, text)
 
 
@@ -182,7 +189,7 @@ def _card(trained: Path) -> str:
 
 _CARD = """\
 ---
-license: psf-2.0
+license: apache-2.0
 library_name: transformers
 pipeline_tag: text-generation
 ---
@@ -195,9 +202,9 @@ It was trained from scratch on the source files of the standard library of Pytho
 (`recipes/demo/corpus.py` says which): {tokens:,} tokens in {steps:,} steps. The tokenizer is a byte-level BPE of 2048
 tokens trained on the same text. `gqa.json` has the settings. To make it again:
 
-    python -m gqa.recipes.demo.pretrain
+    python -m gqa.recipes.demo.pretrain --max-tokens {tokens} --overwrite
 
-The text it was trained on is under the Python Software Foundation License.
+It is a demonstration: too small to be of use. The text it learnt is under the Python Software Foundation License.
 """
 
 

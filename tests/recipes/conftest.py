@@ -1,0 +1,94 @@
+"""A tiny multi-head checkpoint, text for it, and the command `gqa-run`, for the tests of the top floor."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+WORDS = ["def", "class", "return", "self", "value", "for", "in", "range", "if", "else", "import", "from", "yield"]
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two jsonl files, `train` and `heldout`: sentences of a few words, none the same."""
+    folder = tmp_path_factory.mktemp("text")
+    files = {}
+    for name, first, count in (("train", 0, 60), ("heldout", 1000, 8)):
+        documents = [
+            " ".join(WORDS[(seed * 7 + place * place) % len(WORDS)] for place in range(120))
+            for seed in range(first, first + count)
+        ]
+        files[name] = folder / f"{name}.jsonl"
+        files[name].write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    return files
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, text: dict[str, Path]) -> Path:
+    """A random Llama of 2 layers and 4 heads in fp32, with a byte-level tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=128, tie_word_embeddings=True, eos_token_id=0, bos_token_id=None,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(
+        [json.loads(line)["text"] for line in text["train"].read_text().splitlines()], trainer
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, checkpoint: Path, text: dict[str, Path]) -> Path:
+    """A complete recipe for the tiny checkpoint: 4 KV heads to 2, four steps of training."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(
+        f"""
+        description = "for tests"
+        checkpoint = "{checkpoint}"
+        output = "{tmp_path / "run"}"
+        [convert]
+        groups = 2
+        [uptrain]
+        data = "{text["train"]}"
+        validation_data = "{text["heldout"]}"
+        cache_dir = "{tmp_path / "cache"}"
+        max_steps = 4
+        sequence_length = 32
+        batch_size = 4
+        learning_rate = 1e-2
+        precision = "fp32"
+        [eval]
+        data = "{text["heldout"]}"
+        window = 32
+        """
+    )
+    return path
+
+
+@pytest.fixture
+def gqa_run() -> Callable[..., Result]:
+    """Runs `gqa-run` with these arguments in this process."""
+    from gqa.recipes.cli import app
+
+    def run(*arguments: str | Path) -> Result:
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return run
