@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gqa.convert.errors import UserError
+from gqa.convert.errors import UserError, did_you_mean
+from gqa.convert.source import read_config
 
 if TYPE_CHECKING:
     import torch
@@ -23,14 +24,28 @@ def load_config(checkpoint: Path) -> "PreTrainedConfig":
     """The configuration of the checkpoint's language model (the text part of a model that has several).
 
     Raises:
-        UserError: the model type is unknown to the installed transformers, or needs code from the checkpoint.
+        UserError: the installed transformers has no causal language model of that type, or the values don't fit it.
     """
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
+    raw = read_config(checkpoint)
+    model_type = raw.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        if "auto_map" in raw:
+            raise UserError(
+                f"{checkpoint} needs its own code to run, which is not trusted; convert it to a stock class"
+            )
+        known = did_you_mean(str(model_type), CONFIG_MAPPING)
+        raise UserError(
+            f"{checkpoint}: the model type {model_type!r} is unknown to transformers{known}; mend config.json"
+        )
     try:
-        return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).get_text_config(decoder=True)
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    except Exception as error:  # a config checks its values with exceptions of its own
         raise UserError(f"the config.json of {checkpoint} can't be used: {_first_line(error)}") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"{checkpoint} is a {model_type}, which is no causal language model; perplexity needs one")
+    return config.get_text_config(decoder=True)
 
 
 def load_model(
@@ -50,6 +65,7 @@ def load_model(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    load_config(checkpoint)
     weight_files(checkpoint)
     if isinstance(dtype, str) and dtype != "auto":
         dtype = getattr(torch, dtype)
@@ -64,7 +80,7 @@ def load_model(
         )
     except SafetensorError as error:
         raise UserError(f"a weight file of {checkpoint} is damaged ({error}); restore it") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # ImportError: a quantised one without its library
         raise UserError(f"{checkpoint} can't be loaded: {_first_line(error)}") from error
     _check_complete(checkpoint, report)
     return model.to(device).eval()

@@ -17,8 +17,9 @@ _DEVICE = re.compile(r"^(auto|[a-z]+(:\d+)?)$")
 class EvalOptions:
     """Everything that decides an evaluation's numbers, apart from the checkpoints.
 
-    The default is the usual perplexity of a packed corpus, over disjoint windows. lm-evaluation-harness' rolling
-    log-likelihood at `max_length=L, add_bos_token=False` is `documents="separate", bos="first", window=L + 1, stride=L`.
+    The default is the usual perplexity of a packed corpus, over disjoint windows. The rolling log-likelihood of
+    lm-evaluation-harness at `max_length=L, add_bos_token=False` is here
+    `documents="separate", bos="first", window=L + 1, stride=L`.
     """
 
     data: str

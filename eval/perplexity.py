@@ -2,8 +2,9 @@
 
 One rule covers the usual protocols. Windows of `window` tokens begin every `stride` tokens, and each scores the tokens
 that no earlier window held; the first token of a window has nothing before it and is not scored, unless a prefix (BOS)
-stands there. So with stride = window every window predicts window - 1 tokens; with stride = window - 1 every token but
-the sequence's first is predicted exactly once; smaller strides give the predicted tokens more context.
+stands there. The last window begins early enough to be as long as the others. So with stride = window every window
+predicts window - 1 tokens (the last one what is left); with stride = window - 1 every token but the sequence's first is
+predicted exactly once; smaller strides give the predicted tokens more context.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +32,7 @@ class Window(NamedTuple):
 def token_windows(
     length: int, *, window: int, stride: int | None = None, prefix: bool = False, offset: int = 0
 ) -> Iterator[Window]:
-    """The windows over a sequence of `length` tokens; those with nothing to score are left out.
+    """The windows over a sequence of `length` tokens; none where there is nothing to score.
 
     Args:
         length: tokens in the sequence.
@@ -44,8 +45,9 @@ def token_windows(
     held = window - prefix
     step = min(stride or held, held)
     done = 0  # tokens that earlier windows held
-    for start in range(0, length, step):
-        end = min(start + held, length)
+    for planned in range(0, length, step):
+        end = min(planned + held, length)
+        start = max(0, end - held)  # the last window reaches back
         first = max(done, start if prefix else start + 1)
         if first < end:
             yield Window(start + offset, end + offset, first + offset)

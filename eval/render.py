@@ -49,12 +49,13 @@ def table_cells(report: "Report") -> list[tuple[str, ...]]:
 def measured_how(report: "Report") -> list[str]:
     """Sentences that say what the numbers mean and how to make them again."""
     options, row, machine = report.options, report.rows[0], report.machine
-    sample, text, cache = row.sample, row.subject.material.text, row.result.kv_cache
+    material = row.subject.material
+    sample, text, cache = material.sample, material.text, row.result.kv_cache
     error = f"over {sample.num_clusters} {sample.unit}s" if sample.num_clusters > 1 else "not to be had from one window"
     return [
-        f"Data: `{options.data}`, {_count(row.subject.material.num_documents, 'document')}, SHA-256 {text.sha256[:16]}.",
+        f"Data: `{options.data}`, {_count(material.num_documents, 'document')}, SHA-256 {text.sha256[:16]}.",
         f"Perplexity is exp(sum of NLL / sum of tokens) over {_count(sample.num_tokens, 'token')} in "
-        f"{_count(len(row.subject.material.windows), 'window')}; window {options.window}, "
+        f"{_count(len(material.windows), 'window')}; window {options.window}, "
         f"stride {options.stride or options.window}, {_DOCUMENTS[options.documents]}; BOS: {_BOS[text.bos_place]}.",
         f"Bits per byte are over the {sample.num_bytes:,} bytes of text that these tokens stand for. NLL is in nats.",
         f"Standard errors are {error}; that of the ratio is of the paired difference on the same tokens.",

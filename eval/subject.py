@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gqa.convert.errors import UserError
-from gqa.convert.source import read_config, resolve_checkpoint
+from gqa.convert.source import resolve_checkpoint
 from gqa.eval.data import read_documents
 from gqa.eval.estimate import Sample, choose_sample
 from gqa.eval.model import load_config, load_tokenizer, weight_files
@@ -53,7 +53,6 @@ def prepare(named: Sequence[tuple[str, Path]], options: EvalOptions) -> list[Sub
     materials: dict[str, Material] = {}
     subjects = []
     for label, path in named:
-        read_config(path)
         weight_files(path)
         config, tokenizer = load_config(path), load_tokenizer(path)
         _check_window(config, options, path)
