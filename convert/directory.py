@@ -1,5 +1,6 @@
 """Output directories that appear whole or not at all."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -30,6 +31,35 @@ def check_output(output: Path, inputs: list[Path], *, overwrite: bool) -> None:
     parent = _existing_parent(output)
     if not os.access(parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise UserError(f"no permission to write into {parent}; choose another place with --output")
+
+
+def check_space(output: Path, needed: int) -> None:
+    """Refuse to start what the disk can't hold.
+
+    Raises:
+        UserError: with both sizes.
+    """
+    parent = _existing_parent(output)
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise UserError(
+            f"{parent} has {free / 1e9:.1f} GB free, the output needs {needed / 1e9:.1f} GB; free some space"
+        )
+
+
+@contextmanager
+def disk_errors(output: Path) -> Iterator[None]:
+    """Turn the errors that disks and permissions cause into sentences."""
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(f"no permission for {error.filename or output}; nothing was written") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"the disk of {output} is full; nothing was kept: free some space and run again") from None
+        if error.errno == errno.EIO:
+            raise UserError(f"a file could not be read or written ({error}); nothing was kept") from None
+        raise
 
 
 @contextmanager
