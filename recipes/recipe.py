@@ -120,8 +120,12 @@ def _checked(tables: dict[str, Any], name: str) -> Recipe:
         if Path(uptrain.setdefault(key, str(path))) != path:
             raise UserError(f"{where}: uptrain.{key} is {path} in a run; leave it out, or choose the run's --output")
     if corpus:
-        uptrain = {"data": str(output / "corpus" / TRAIN)} | uptrain
-        evaluation = {"data": str(output / "corpus" / HELD_OUT_FILE)} | evaluation
+        train, held_out = str(output / "corpus" / TRAIN), str(output / "corpus" / HELD_OUT_FILE)
+        uptrain = {
+            "data": train,
+            "validation_data": held_out,
+        } | uptrain  # validation is watched, nothing is chosen by it
+        evaluation = {"data": held_out} | evaluation
     return Recipe(
         name=name,
         description=tables.get("description", ""),

@@ -7,6 +7,7 @@ goes on from there. The runner replaces only what its own ledger says it made.
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -101,12 +102,14 @@ def _run_stage(stage: Stage, ledger: Ledger, *, force: bool, say: Say) -> bool:
             say(f"{stage.name}: skipped, {stage.output} is what it would make")
             ledger.end(stage.name, stage.key, stage.output)
             return False
-    say(f"{stage.name}: makes {stage.output}")
+    say(f"{stage.name}: making {stage.output}")
+    started = time.monotonic()
     ours = force or ledger.knows(stage.name)
     _make_room(stage, ours=ours, say=say)
     ledger.begin(stage.name, stage.key)
     stage.make(ours)
     ledger.end(stage.name, stage.key, stage.output)
+    say(f"{stage.name}: done in {time.monotonic() - started:.0f} s")
     return True
 
 

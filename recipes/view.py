@@ -25,26 +25,26 @@ def read_report(directory: Path) -> dict[str, Any]:
 
 
 def results_table(report: Mapping[str, Any]) -> "Table":
-    """Perplexity, KV cache and size of every checkpoint, a row each."""
+    """Perplexity, KV cache and size of every checkpoint, a row each, drawn as Markdown draws it."""
+    from rich.box import MARKDOWN
     from rich.table import Table
 
-    table = Table(title="perplexity on held-out text", title_justify="left")
-    table.add_column("checkpoint")
-    for heading in ("KV heads", "perplexity", "against before", "KV bytes per token", "parameters", "size"):
-        table.add_column(heading, justify="right")
+    table = Table(box=MARKDOWN)
+    table.add_column("checkpoint", no_wrap=True)
+    for heading in ("KV heads", "perplexity", "times before's", "KV bytes/token", "size"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in report["checkpoints"]:
         table.add_row(
             row["label"],
             str(row["num_kv_heads"]),
-            _number(row["perplexity"], ".2f"),
-            _number(row["perplexity_ratio"], ".2f", "x"),
+            _number(row["perplexity"]),
+            _number(row["perplexity_ratio"]),
             f"{row['kv_cache']['bytes_per_token']:,.0f}",
-            f"{row['parameters'] / 1e6:,.2f} M",
             f"{row['weight_bytes'] / 1e6:,.2f} MB",
         )
     return table
 
 
-def _number(value: float | None, form: str, unit: str = "") -> str:
-    """`value` so formatted; infinity and what can't be compared are null in a report."""
-    return "-" if value is None else f"{value:{form}}{unit}"
+def _number(value: float | None) -> str:
+    """Two decimals; infinity and what can't be compared are null in a report."""
+    return "-" if value is None else f"{value:,.2f}"

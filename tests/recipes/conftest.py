@@ -1,6 +1,7 @@
 """A tiny multi-head checkpoint, text for it, and the command `gqa-run`, for the tests of the top floor."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,22 +56,24 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, text: dict[str, Path]) 
     return folder
 
 
-@pytest.fixture
-def recipe_file(tmp_path: Path, checkpoint: Path, text: dict[str, Path]) -> Path:
+@pytest.fixture(scope="session")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, text: dict[str, Path]) -> Path:
     """A complete recipe for the tiny checkpoint: 4 KV heads to 2, four steps of training."""
-    path = tmp_path / "tiny.toml"
+    folder = tmp_path_factory.mktemp("recipes")
+    path = folder / "tiny.toml"
     path.write_text(
         f"""
         description = "for tests"
         checkpoint = "{checkpoint}"
-        output = "{tmp_path / "run"}"
         [convert]
         groups = 2
         [uptrain]
         data = "{text["train"]}"
         validation_data = "{text["heldout"]}"
-        cache_dir = "{tmp_path / "cache"}"
+        cache_dir = "{folder / "cache"}"
         max_steps = 4
+        save_every = 4
+        eval_every = 4
         sequence_length = 32
         batch_size = 4
         learning_rate = 1e-2
@@ -81,6 +84,23 @@ def recipe_file(tmp_path: Path, checkpoint: Path, text: dict[str, Path]) -> Path
         """
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Path:
+    """The directory of a run that went through all stages. Not to be changed: `run` is a copy."""
+    from gqa.recipes.recipe import load_recipe
+    from gqa.recipes.run import run_recipe
+
+    directory = tmp_path_factory.mktemp("runs") / "run"
+    run_recipe(load_recipe(str(recipe_file), output=directory), say=[].append)
+    return directory
+
+
+@pytest.fixture
+def run(tmp_path: Path, finished_run: Path) -> Path:
+    """A finished run to do things to."""
+    return shutil.copytree(finished_run, tmp_path / "run", copy_function=shutil.copy2)
 
 
 @pytest.fixture

@@ -1,7 +1,12 @@
 """Whole runs on a tiny checkpoint: what is made, what is skipped, what is done again."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,132 +16,171 @@ from typer.testing import Result
 
 from gqa.convert.provenance import fingerprint, read_stages
 from gqa.recipes.recipe import load_recipe
-from gqa.recipes.run import run_recipe
 
 Run = Callable[..., Result]
 
 
-def ok(result: Result) -> dict[str, bool]:
-    """Which stages a `gqa-run --json` carried out."""
+def carried_out(result: Result) -> list[str]:
+    """The stages that a `gqa-run --json` carried out."""
     assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)["carried_out"]
+    return [stage for stage, done in json.loads(result.stdout)["carried_out"].items() if done]
 
 
-def test_a_run_leaves_checkpoints_and_a_report(gqa_run: Run, recipe_file: Path, checkpoint: Path, tmp_path: Path):
-    before = fingerprint(checkpoint)
-    result = gqa_run(recipe_file)
-    assert result.exit_code == 0, result.stderr
-    run = tmp_path / "run"
-    for label, kv_heads in (("before", 4), ("converted", 2), ("uptrained", 2)):
-        (line,) = [line for line in result.stdout.splitlines() if f" {label} " in line]
-        assert f" {kv_heads} " in line
-    assert f"Report: {run / 'report' / 'report.md'}" in result.stdout
-    report = json.loads((run / "report" / "report.json").read_text())
+def test_a_run_leaves_checkpoints_and_a_report(finished_run: Path, recipe_file: Path):
+    report = json.loads((finished_run / "report" / "report.json").read_text())
     rows = {row["label"]: row for row in report["checkpoints"]}
     assert list(rows) == ["before", "converted", "uptrained"]
     # 2 layers, K and V, heads of 8 in fp32
-    assert [row["kv_cache"]["bytes_per_token"] for row in rows.values()] == [
-        2 * 2 * heads * 8 * 4 for heads in (4, 2, 2)
-    ]
+    expected = [2 * 2 * kv_heads * 8 * 4 for kv_heads in (4, 2, 2)]
+    assert [row["kv_cache"]["bytes_per_token"] for row in rows.values()] == expected
     assert rows["uptrained"]["perplexity"] < rows["converted"]["perplexity"]
-    assert [stage["stage"] for stage in read_stages(run / "uptrained")] == ["convert", "uptrain"]
-    assert load_recipe(str(run / "recipe.toml")).tables() == load_recipe(str(recipe_file)).tables()
-    assert fingerprint(checkpoint) == before
+    assert (finished_run / "report" / "report.md").is_file()
+    assert [stage["stage"] for stage in read_stages(finished_run / "uptrained")] == ["convert", "uptrain"]
+    resolved = load_recipe(str(finished_run / "recipe.toml")).tables()
+    assert resolved == load_recipe(str(recipe_file), output=finished_run).tables()
 
 
-def test_the_finished_checkpoint_loads_with_its_tokenizer_and_generates(recipe_file: Path, tmp_path: Path):
+def test_the_finished_checkpoint_loads_with_its_tokenizer_and_generates(finished_run: Path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    run_recipe(load_recipe(str(recipe_file)), until="uptrain", say=[].append)
-    path = tmp_path / "run" / "uptrained"
+    path = finished_run / "uptrained"
     loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
     model, info = loaded
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert model.config.num_key_value_heads == 2
     inputs = AutoTokenizer.from_pretrained(path)("def self", return_tensors="pt")
-    assert (
-        model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0).shape[1]
-        > inputs["input_ids"].shape[1]
-    )
+    generated = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert generated.shape[1] == inputs["input_ids"].shape[1] + 4
 
 
-def test_only_what_an_override_touches_is_done_again(gqa_run: Run, recipe_file: Path, tmp_path: Path):
-    def run(*arguments: str) -> list[str]:
-        carried_out = ok(gqa_run(recipe_file, *arguments, "--json"))
-        assert list(carried_out) == ["convert", "uptrain", "eval"]
-        return [stage for stage, done in carried_out.items() if done]
+def test_a_second_run_skips_everything_and_shows_the_same_table(gqa_run: Run, recipe_file: Path, run: Path):
+    def written() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for folder in run.iterdir() for path in folder.rglob("*")}
 
-    def touched() -> dict[str, int]:
-        places = ("converted/config.json", "uptrained/config.json", "report/report.json")
-        return {place: (tmp_path / "run" / place).stat().st_mtime_ns for place in places}
-
-    assert run() == ["convert", "uptrain", "eval"]
-    written = touched()
-    assert run() == []
-    assert touched() == written
-    assert run("uptrain.log_every=1", "uptrain.quiet=true") == [], "what does not decide the weights decides nothing"
-    assert run("eval.window=16") == ["eval"]
-    assert run("eval.window=16") == []
-    assert run("eval.window=16", "uptrain.seed=1") == ["uptrain", "eval"]
-    assert (tmp_path / "run" / "uptrained.previous" / "config.json").is_file()
-    assert run("eval.window=16", "uptrain.seed=1", "convert.method=first") == ["convert", "uptrain", "eval"]
-    shutil.rmtree(tmp_path / "run" / "report")
-    assert run("eval.window=16", "uptrain.seed=1", "convert.method=first") == ["eval"]
+    before = written()
+    result = gqa_run(recipe_file, "--output", run)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.splitlines() == [f"{stage}: skipped, up to date" for stage in ("convert", "uptrain", "eval")]
+    for label, kv_heads, kv_bytes in (("before", 4, 512), ("converted", 2, 256), ("uptrained", 2, 256)):
+        (line,) = [line for line in result.stdout.splitlines() if line.startswith(f"| {label} ")]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert (cells[1], cells[4]) == (str(kv_heads), str(kv_bytes))
+    assert f"Report: {run / 'report' / 'report.md'}" in result.stdout
+    assert written() == before
 
 
-def test_an_input_that_changed_is_noticed(gqa_run: Run, recipe_file: Path, text: dict[str, Path], tmp_path: Path):
-    data = tmp_path / "heldout.jsonl"
+def test_only_what_an_override_touches_is_done_again(gqa_run: Run, recipe_file: Path, run: Path):
+    def stages(*overrides: str) -> list[str]:
+        return carried_out(gqa_run(recipe_file, *overrides, "--output", run, "--json"))
+
+    assert stages("uptrain.log_every=1", "uptrain.quiet=true") == [], "what does not decide the weights decides nothing"
+    assert stages("eval.window=16") == ["eval"]
+    assert stages("eval.window=16") == []
+    assert stages("eval.window=16", "uptrain.seed=1") == ["uptrain", "eval"]
+    assert (run / "uptrained.previous" / "config.json").is_file()
+    method = ("eval.window=16", "uptrain.seed=1", "convert.method=first")
+    assert stages(*method) == ["convert", "uptrain", "eval"]
+    shutil.rmtree(run / "report")
+    assert stages(*method) == ["eval"]
+
+
+def test_an_input_that_changed_is_noticed(gqa_run: Run, recipe_file: Path, text: dict[str, Path], run: Path):
+    data = run.parent / "heldout.jsonl"
     shutil.copy(text["heldout"], data)
-    arguments = (recipe_file, f"eval.data={data}", "--json")
-    ok(gqa_run(*arguments))
+    arguments = (recipe_file, f"eval.data={data}", "--output", run, "--json")
+    assert carried_out(gqa_run(*arguments)) == [], "the same text in another place is the same text"
     data.write_text(data.read_text() + data.read_text())
-    assert ok(gqa_run(*arguments)) == {"convert": False, "uptrain": False, "eval": True}
+    assert carried_out(gqa_run(*arguments)) == ["eval"]
 
 
-def test_force_does_everything_again(gqa_run: Run, recipe_file: Path):
-    ok(gqa_run(recipe_file, "--json"))
-    assert ok(gqa_run(recipe_file, "--force", "--json")) == {"convert": True, "uptrain": True, "eval": True}
+def test_an_output_that_was_tampered_with_is_made_again(gqa_run: Run, recipe_file: Path, run: Path):
+    config = run / "converted" / "config.json"
+    whole = config.read_text()
+    config.write_text(whole.replace('"num_key_value_heads": 2', '"num_key_value_heads": 3'))
+    assert carried_out(gqa_run(recipe_file, "--output", run, "--json")) == ["convert"]
+    assert config.read_text() == whole
 
 
-def test_a_run_stops_where_it_is_told_to_and_goes_on_from_there(gqa_run: Run, recipe_file: Path, tmp_path: Path):
-    result = gqa_run(recipe_file, "--until", "convert", "--json")
-    assert json.loads(result.stdout)["report"] is None
-    assert ok(result) == {"convert": True}
-    assert not (tmp_path / "run" / "uptrained").exists()
-    assert ok(gqa_run(recipe_file, "--json")) == {"convert": False, "uptrain": True, "eval": True}
+def test_force_does_everything_again_even_with_a_damaged_ledger(gqa_run: Run, recipe_file: Path, run: Path):
+    (run / "stages.json").write_text("{")
+    refused = gqa_run(recipe_file, "--output", run)
+    assert refused.exit_code == 2
+    assert "is damaged; run again with --force" in refused.stderr
+    forced = gqa_run(recipe_file, "--output", run, "--force", "--json")
+    assert carried_out(forced) == ["convert", "uptrain", "eval"]
 
 
-def test_uptraining_launched_by_itself_from_the_runs_recipe_is_taken_up(
+def test_a_run_stops_where_it_is_told_to_and_takes_up_what_was_trained_by_itself(
     gqa_run: Run, recipe_file: Path, tmp_path: Path
 ):
     from typer.testing import CliRunner
 
     from gqa.uptrain.cli import app
 
-    ok(gqa_run(recipe_file, "--until", "convert", "--json"))
-    launched = CliRunner().invoke(app, ["--recipe", str(tmp_path / "run" / "recipe.toml")])
+    run = tmp_path / "run"
+    first = gqa_run(recipe_file, "--output", run, "--until", "convert", "--json")
+    assert json.loads(first.stdout)["report"] is None
+    assert carried_out(first) == ["convert"]
+    assert not (run / "uptrained").exists()
+    launched = CliRunner().invoke(app, ["--recipe", str(run / "recipe.toml")])
     assert launched.exit_code == 0, launched.stderr
-    assert ok(gqa_run(recipe_file, "--json")) == {"convert": False, "uptrain": False, "eval": True}
-    assert ok(gqa_run(recipe_file, "uptrain.seed=1", "--json")) == {"convert": False, "uptrain": True, "eval": True}
+    assert carried_out(gqa_run(recipe_file, "--output", run, "--json")) == ["eval"]
+
+
+def test_what_was_trained_by_itself_with_other_settings_is_neither_taken_up_nor_replaced(
+    gqa_run: Run, recipe_file: Path, run: Path
+):
+    ledger = json.loads((run / "stages.json").read_text())
+    del ledger["uptrain"]
+    (run / "stages.json").write_text(json.dumps(ledger))
+    before = fingerprint(run / "uptrained")
+    refused = gqa_run(recipe_file, "uptrain.seed=1", "--output", run)
+    assert refused.exit_code == 2
+    assert "exists, and this run did not make it" in refused.stderr
+    assert fingerprint(run / "uptrained") == before
+    assert carried_out(gqa_run(recipe_file, "--output", run, "--json")) == []
 
 
 def test_a_stage_that_fails_leaves_the_finished_ones(gqa_run: Run, recipe_file: Path, tmp_path: Path):
-    broken = gqa_run(recipe_file, "eval.window=4096")
+    run = tmp_path / "run"
+    broken = gqa_run(recipe_file, "eval.window=4096", "--output", run)
     assert broken.exit_code == 2
     assert broken.stderr.splitlines()[-1].startswith("Error: ")
-    assert (tmp_path / "run" / "converted" / "config.json").is_file()
-    assert ok(gqa_run(recipe_file, "--json"))["convert"] is False
+    assert not (run / "uptrained").exists(), "what evaluation refuses is said before the training, not after"
+    assert carried_out(gqa_run(recipe_file, "--output", run, "--json")) == ["uptrain", "eval"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_an_interrupted_training_is_resumed(recipe_file: Path, tmp_path: Path, number: signal.Signals, code: int):
+    run = tmp_path / "run"
+    steps = ("uptrain.max_steps=200", "uptrain.save_every=10", "uptrain.eval_every=200")
+    command = [sys.executable, "-m", "gqa.recipes", str(recipe_file), "--output", str(run), *steps]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as started:
+        while started.poll() is None and not list(run.glob("uptrained.run/checkpoints/step-*")):
+            time.sleep(0.05)
+        os.kill(started.pid, number)
+        said = started.communicate(timeout=120)[1]
+    assert started.returncode == code, said
+    assert "Traceback" not in said
+    assert not (run / "uptrained").exists()
+    again = subprocess.run([*command, "--until", "uptrain"], capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert "convert: skipped, up to date" in again.stderr
+    assert "Resuming" in again.stderr
+    assert (run / "uptrained" / "config.json").is_file()
 
 
 def test_what_the_run_did_not_make_is_not_replaced(gqa_run: Run, recipe_file: Path, tmp_path: Path):
-    mine = tmp_path / "run" / "converted" / "mine.txt"
+    run = tmp_path / "run"
+    mine = run / "converted" / "mine.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    refused = gqa_run(recipe_file)
+    refused = gqa_run(recipe_file, "--output", run)
     assert refused.exit_code == 2
     assert "exists, and this run did not make it; choose another --output, or replace it with --force" in refused.stderr
     assert mine.read_text() == "mine"
-    ok(gqa_run(recipe_file, "--force", "--until", "convert", "--json"))
+    forced = gqa_run(recipe_file, "--output", run, "--force", "--until", "convert", "--json")
+    assert carried_out(forced) == ["convert"]
     assert not mine.exists()
 
 
@@ -150,21 +194,25 @@ def test_the_run_can_not_lie_inside_its_checkpoint(gqa_run: Run, recipe_file: Pa
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("override", "said"),
     [
-        (["checkpoint=gone"], "no such directory: gone"),
-        (["convert.groups=3"], "3"),
-        (["convert.groups=4"], "4"),
-        (["uptrain.data=gone.jsonl"], "gone.jsonl"),
-        (["uptrain.sequence_length=4096"], "sequence_length 4096"),
-        (["eval.data=gone.jsonl"], "gone.jsonl"),
+        ("checkpoint=gone", "no such directory: gone"),
+        ("convert.groups=3", "3"),
+        ("convert.groups=4", "4"),
+        ("uptrain.data=gone.jsonl", "gone.jsonl"),
+        ("uptrain.sequence_length=4096", "sequence_length 4096"),
+        ("eval.data=gone.jsonl", "gone.jsonl"),
     ],
 )
-def test_a_stage_that_refuses_does_so_in_a_sentence(gqa_run: Run, recipe_file: Path, arguments: list[str], said: str):
-    refused = gqa_run(recipe_file, *arguments)
+def test_a_stage_that_refuses_does_so_in_a_sentence(
+    gqa_run: Run, recipe_file: Path, override: str, said: str, tmp_path: Path
+):
+    before = fingerprint(Path(load_recipe(str(recipe_file)).checkpoint))
+    refused = gqa_run(recipe_file, override, "--output", tmp_path / "run")
     assert refused.exit_code == 2
     assert refused.stdout == ""
     last = refused.stderr.splitlines()[-1]
     assert last.startswith("Error: ")
     assert said in last
     assert "Traceback" not in refused.stderr
+    assert fingerprint(Path(load_recipe(str(recipe_file)).checkpoint)) == before
