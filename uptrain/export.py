@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gqa.convert.directory import atomic_directory
+from gqa.convert.directory import atomic_directory, check_space, disk_errors
 from gqa.convert.errors import UserError
 from gqa.convert.provenance import new_stage, read_stages, write_stages
-from gqa.convert.rewrite import check_space, disk_errors
 from gqa.convert.sidefiles import copy_side_files, write_config
 from gqa.convert.source import read_config
 from gqa.convert.tensors import read_entries
