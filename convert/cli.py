@@ -32,7 +32,7 @@ def convert_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as one JSON document.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
-    r"""Merge the K/V heads of a checkpoint into groups: multi-head in, grouped-query out.
+    """Merge the K/V heads of a checkpoint into groups: multi-head in, grouped-query out.
 
     The output loads with stock transformers. The input is never modified, no model is built and no code of the
     checkpoint is run; a 70B checkpoint needs the memory of two layers' attention.
@@ -42,7 +42,7 @@ def convert_command(
       gqa-convert --groups 8 ./llama-2-7b              # writes ./llama-2-7b-gqa8
       gqa-convert -g 1 ./llama-2-7b -o ./llama-2-mqa   # multi-query attention
       gqa-convert -g 8 meta-llama/Llama-2-7b-hf --dry-run
-    """
+    """  # noqa: D301 - a raw string would hide \b from click, which then breaks these lines anew
     with friendly_errors():
         from rich.console import Console
 

@@ -10,13 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from gqa.convert.errors import UserError, did_you_mean
+from gqa.uptrain.recipe import rivals_of
 
 SHIPPED = Path(__file__).parent
-RIVALS = (
-    ({"max_tokens"}, {"max_steps"}, {"alpha", "pretraining_tokens"}),
-    ({"batch_size"}, {"batch_tokens"}),
-)
-"""Groups of keys of which a table may hold one kind only."""
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -76,24 +72,15 @@ def read_recipe(path: Path) -> dict[str, Any]:
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the values of `over` laid over it, tables key by key.
 
-    Of keys that say one thing in different ways (RIVALS), the ones `over` uses push the others out, so that
-    `uptrain.max_steps=200` needs no second word to be rid of an inherited `alpha`.
+    Keys of `over` push out those that say the same in another way, so that `uptrain.max_steps=200` needs no second
+    word to be rid of an inherited `alpha`.
     """
-    pushed_out = _rivals_of(over)
+    pushed_out = rivals_of(over)
     merged = {key: value for key, value in base.items() if key not in pushed_out}
     for key, value in over.items():
         old = merged.get(key)
         merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
-
-
-def _rivals_of(keys: Mapping[str, Any]) -> set[str]:
-    pushed_out: set[str] = set()
-    for ways in RIVALS:
-        used = [way for way in ways if way & keys.keys()]
-        if used:
-            pushed_out |= set().union(*ways) - set().union(*used)
-    return pushed_out
 
 
 def _base_of(path: Path, base: object) -> Path | None:
