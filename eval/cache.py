@@ -64,7 +64,7 @@ def measured_cache_bytes(model: "PreTrainedModel", context: int) -> int:
     ids = torch.arange(context, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
     with torch.inference_mode():
         cache = model(input_ids=ids, use_cache=True).past_key_values
-    return sum(_bytes(layer.keys) + _bytes(layer.values) for layer in cache.layers)
+    return sum(_bytes(getattr(layer, name, None)) for layer in cache.layers for name in ("keys", "values"))
 
 
 def num_kv_heads(config: "PreTrainedConfig") -> int:

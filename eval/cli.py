@@ -11,6 +11,8 @@ from gqa.convert.console import friendly_errors
 from gqa.eval.options import Bos, Documents, Dtype, EvalOptions
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from gqa.eval.evaluate import Progress
     from gqa.eval.report import Report
 
@@ -53,7 +55,7 @@ def evaluate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output directory.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
 ) -> None:
-    r"""Compare checkpoints on the same data: perplexity, bits per byte, KV-cache bytes, parameters and size.
+    """Compare checkpoints on the same data: perplexity, bits per byte, KV-cache bytes, parameters and size.
 
     The first checkpoint is the one that the others are compared with.
 
@@ -67,7 +69,7 @@ def evaluate(
     \b
     The numbers of lm-evaluation-harness at its max_length L:
       gqa-eval ckpt --data docs.jsonl --documents separate --bos first --window L+1 --stride L
-    """
+    """  # noqa: D301 - the backspace is typer's sign to keep the lines that follow as they are
     with friendly_errors():
         options = EvalOptions(
             data=data,
@@ -133,23 +135,36 @@ def _progress() -> Iterator["Progress"]:
 
 def _print_table(report: "Report", output: Path | None) -> None:
     from rich.console import Console
-    from rich.table import Table
-
-    from gqa.eval.render import HEADINGS, table_cells
 
     console = Console()
     if not console.is_terminal:
         console.width = 240  # a file or a pipe has no edge to break lines at
-    table = Table()
-    for index, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if index else "left", no_wrap=index > 0)
-    for cells in table_cells(report):
-        table.add_row(*cells)
+    table = _table(report)
+    wide = console.options.update(width=1000)
+    if console.measure(table, options=wide).maximum > console.width:
+        table = _table(report, narrow=True)
     console.print(table)
     for note in report.notes():
         console.print(f"Note: {note}", highlight=False, markup=False)
     if output is not None:
-        console.print(f"Report: {output / 'report.md'}", highlight=False, markup=False)
+        console.print(f"Report: {output / 'report.md'}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _table(report: "Report", *, narrow: bool = False) -> "Table":
+    """The results; `narrow` gives headings and errors a second line, so that 80 columns are enough."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    from gqa.eval.render import HEADINGS, table_cells
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for index, heading in enumerate(HEADINGS):
+        text = heading.replace(" ±", "\n±").replace("/", "/\n") if narrow else heading
+        table.add_column(text, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
+    for label, *cells in table_cells(report):
+        table.add_row(Text(label), *(cell.replace(" ±", "\n±") if narrow else cell for cell in cells))
+    return table
 
 
 def main() -> None:

@@ -45,7 +45,10 @@ def load_config(checkpoint: Path) -> "PreTrainedConfig":
         raise UserError(f"the config.json of {checkpoint} can't be used: {_first_line(error)}") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"{checkpoint} is a {model_type}, which is no causal language model; perplexity needs one")
-    return config.get_text_config(decoder=True)
+    text_config = config.get_text_config(decoder=True)
+    if not getattr(text_config, "num_attention_heads", None):
+        raise UserError(f"{checkpoint} is a {model_type}, which has no attention heads to compare")
+    return text_config
 
 
 def load_model(

@@ -15,7 +15,7 @@ HEADINGS = (
     "ratio ± s.e.",
     "bits/byte",
     "KV bytes/token",
-    "parameters",
+    "params",
     "size",
 )
 _BOS = {

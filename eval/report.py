@@ -5,11 +5,12 @@ report.json is one object:
 - `format`: 1; `created`: UTC, ISO 8601; `command`: the arguments as typed; `versions`; `machine`;
 - `options`: every field of `EvalOptions`, as given; `notes`: what a reader must know to compare the rows;
 - `checkpoints`: an object each, in the order given. `perplexity`, `nll` (nats a token) with `nll_standard_error`;
-  against the first checkpoint `perplexity_ratio`, `nll_above_first` and its standard error (null for other tokenizers);
-  `bits_per_byte`; `sample`: what was scored (tokens, bytes of text they stand for, windows, documents, the clusters of
-  the standard error, the BOS policy with `auto` resolved, the SHA-256 of the text); `kv_cache`: bytes of one sequence
-  of `context` tokens by `formula_bytes` and `measured_bytes`, and `bytes_per_token`; `label`, `path`, `fingerprint`,
-  `model_type`, `num_heads`, `num_kv_heads`, `parameters`, `weight_bytes`, `dtype`, `scoring_seconds`.
+  against the first checkpoint, null for other tokenizers, `perplexity_ratio` and `nll_above_first`, with the paired
+  `nll_above_first_standard_error`; `bits_per_byte`; `sample`: what was scored (tokens, bytes of text they stand for,
+  windows, documents, the clusters of the standard error, the BOS policy with `auto` resolved, the SHA-256 of the text);
+  `kv_cache`: bytes of one sequence of `context` tokens by `formula_bytes` and `measured_bytes`, and `bytes_per_token`;
+  `label`, `path`, `fingerprint`, `model_type`, `num_heads`, `num_kv_heads`, `parameters`, `weight_bytes`, `dtype`,
+  `scoring_seconds`.
   A number that is infinite or unknown is null.
 """
 

@@ -125,10 +125,10 @@ def _material(tokenizer: "PreTrainedTokenizerBase", options: EvalOptions) -> Mat
             offset=start,
         )
     ]
+    if text.longest < 2:
+        raise UserError(f"every document in {options.data} is shorter than two tokens; use longer texts")
     if not windows:
-        raise UserError(
-            f"no document in {options.data} has two tokens, so there is nothing to predict; use longer texts"
-        )
+        raise UserError(f"max_tokens {options.max_tokens} leaves nothing to predict; take more")
     window_of = np.full(len(text.ids), -1)
     for index, window in enumerate(windows):
         window_of[window.first : window.end] = index

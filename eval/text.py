@@ -18,7 +18,7 @@ BosPlace = Literal["always", "first", "never"]
 _DOCUMENTS_PER_CALL = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TokenText:
     """Tokenised data. Arrays have one entry a token."""
 
@@ -40,6 +40,9 @@ class TokenText:
     bos: int | None
     """The token that stands before every window, if one does."""
 
+    longest: int
+    """Tokens of the longest document, without BOS and end-of-text."""
+
     sha256: str
     """Of the texts read, so that two evaluations can be known to be of the same data."""
 
@@ -56,11 +59,12 @@ def tokenise(documents: Iterable[str], tokenizer: "PreTrainedTokenizerBase", opt
     leading = [bos] if place == "first" and bos is not None else []
     builder = _Builder(options.documents, leading)
     eos = _eos(tokenizer) if options.documents == "joined" else None
-    left = options.max_tokens
+    left, longest = options.max_tokens, 0
     digest = hashlib.sha256()
     for text, ids, num_bytes in _encode(documents, tokenizer):
         if len(ids) == 0:
             continue
+        longest = max(longest, len(ids))
         if eos is not None:
             ids, num_bytes = np.append(ids, eos), np.append(num_bytes, 0)
         if left is not None:
@@ -70,7 +74,17 @@ def tokenise(documents: Iterable[str], tokenizer: "PreTrainedTokenizerBase", opt
         builder.add(ids, num_bytes)
         if left == 0:
             break
-    return builder.finish(place, bos if place == "always" else None, digest.hexdigest())
+    ids, num_bytes, document = builder.arrays()
+    return TokenText(
+        ids=ids,
+        num_bytes=num_bytes,
+        document=document,
+        sequences=builder.sequences(),
+        bos_place=place,
+        bos=bos if place == "always" else None,
+        longest=longest,
+        sha256=digest.hexdigest(),
+    )
 
 
 class _Builder:
@@ -92,11 +106,14 @@ class _Builder:
         self._append(ids, num_bytes)
         self._count += 1
 
-    def finish(self, place: BosPlace, bos: int | None, sha256: str) -> TokenText:
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids, bytes and documents of all tokens."""
         ids, num_bytes, document = (np.concatenate(arrays) for arrays in zip(*self._parts, strict=True))
-        bounds = [*self._starts, self._length]
-        sequences = tuple(pairwise(bounds))
-        return TokenText(ids, num_bytes, document, sequences, place, bos, sha256)
+        return ids, num_bytes, document
+
+    def sequences(self) -> tuple[tuple[int, int], ...]:
+        """Start and end of every sequence."""
+        return tuple(pairwise([*self._starts, self._length]))
 
     def _append(self, ids: np.ndarray, num_bytes: np.ndarray) -> None:
         self._parts.append((ids, num_bytes, np.full(len(ids), self._count)))

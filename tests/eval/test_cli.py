@@ -97,7 +97,7 @@ BAD_DATA = {
     "broken line": ("data.jsonl", b'{"text": "abc def"}\n{"text', "data.jsonl:2 is not JSON"),
     "undecodable bytes": ("data.txt", b"abc \xfe def", "is not UTF-8 text (byte 0xfe at offset 4)"),
     "damaged parquet": ("data.parquet", b"abc", "is not a Parquet file, or a damaged one"),
-    "too short": ("data.jsonl", b'{"text": "a"}\n{"text": ""}\n{"text": "b"}', "has two tokens"),
+    "too short": ("data.jsonl", b'{"text": "a"}\n{"text": ""}\n{"text": "b"}', "every document in"),
 }
 
 
@@ -105,8 +105,8 @@ BAD_DATA = {
 def test_bad_data_is_one_sentence(case: str, checkpoint, tmp_path: Path):
     name, content, message = BAD_DATA[case]
     (tmp_path / name).write_bytes(content)
-    flags = ["--documents", "separate"] if case == "too short" else []
-    refused(tmp_path, message, checkpoint, "--data", tmp_path / name, *flags)
+    refused(tmp_path, message, checkpoint, "--data", tmp_path / name)
+    refused(tmp_path, message, checkpoint, "--data", tmp_path / name, "--documents", "separate")
 
 
 BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -136,6 +136,7 @@ BAD_WORDS = {
     "no such checkpoint": (["nowhere", "--data", "DATA"], "no such directory: nowhere"),
     "same name": (["CKPT", "CKPT", "--data", "DATA"], "two checkpoints are called"),
     "bad window": (["CKPT", "--data", "DATA", "--window", "1"], "window is 1; it must be at least 2"),
+    "one token": (["CKPT", "--data", "DATA", "--max-tokens", "1"], "max_tokens 1 leaves nothing to predict"),
     "bad stride": (["CKPT", "--data", "DATA", "--stride", "17"], "stride 17 is longer than the window 16"),
     "bad device": (["CKPT", "--data", "DATA", "--device", "teapot"], "no device 'teapot'"),
 }

@@ -44,7 +44,8 @@ def test_tied_embeddings_are_not_missing(make_checkpoint):
     checkpoint = make_checkpoint(tie_word_embeddings=True)
     assert "lm_head.weight" not in load_file(checkpoint / "model.safetensors")
     model = load_model(checkpoint, device="cpu")
-    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    assert weights["lm_head.weight"] is weights["model.embed_tokens.weight"]
 
 
 def test_a_missing_tensor_is_never_made_up(broken):
@@ -68,7 +69,7 @@ def test_a_config_of_another_shape_is_an_error(broken):
 def test_a_truncated_file_is_an_error(broken):
     path = broken / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="a weight file of .* is damaged"):
+    with pytest.raises(UserError, match=r"a weight file of .* is damaged"):
         load_model(broken, device="cpu")
 
 
@@ -111,6 +112,12 @@ def test_a_config_that_transformers_cannot_use_is_an_error(broken, values, messa
             load(broken)
 
 
+def test_a_model_without_attention_is_an_error(broken):
+    (broken / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(UserError, match="is a mamba, which has no attention heads to compare"):
+        load_config(broken)
+
+
 def test_the_tokenizer_is_the_checkpoints_own(checkpoint, make_tokenizer, texts):
     assert load_tokenizer(checkpoint)(texts)["input_ids"] == make_tokenizer()(texts)["input_ids"]
 
@@ -118,14 +125,14 @@ def test_the_tokenizer_is_the_checkpoints_own(checkpoint, make_tokenizer, texts)
 @pytest.mark.parametrize("content", ["{", '{"model": {}}', '{"added_tokens": [], "model": {"type": "Unheard"}}'])
 def test_a_damaged_tokenizer_is_an_error(broken, content):
     (broken / "tokenizer.json").write_text(content)
-    with pytest.raises(UserError, match="the tokenizer of .* can't be loaded"):
+    with pytest.raises(UserError, match=r"the tokenizer of .* can't be loaded"):
         load_tokenizer(broken)
 
 
 def test_no_tokenizer_is_an_error(broken):
     for path in broken.glob("tokenizer*"):
         path.unlink()
-    with pytest.raises(UserError, match="the tokenizer of .* can't be loaded"):
+    with pytest.raises(UserError, match=r"the tokenizer of .* can't be loaded"):
         load_tokenizer(broken)
 
 

@@ -27,7 +27,7 @@ def test_two_processes_give_what_one_gives(checkpoint, make_checkpoint, data, tm
     output = tmp_path / "report"
     options = EvalOptions(data=str(data), documents="separate", window=16, stride=12, batch_size=5, device="cpu")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "gqa.eval"]
-    flags = "--documents separate --window 16 --stride 12 --batch-size 5 --device cpu --json".split()
+    flags = ["--documents=separate", "--window=16", "--stride=12", "--batch-size=5", "--device=cpu", "--json"]
     done = subprocess.run(
         [*command, checkpoint, other, "--data", data, *flags, "--output", output],
         capture_output=True,

@@ -123,7 +123,7 @@ def test_a_tokenizer_in_pure_python_works(texts):
         def get_vocab(self):
             return {chr(i): i for i in range(256)} | {"<eos>": 256}
 
-        def _tokenize(self, text, **kwargs):
+        def _tokenize(self, text, **_):
             return [chr(byte) for byte in text.encode()]
 
         def _convert_token_to_id(self, token):
