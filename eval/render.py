@@ -52,6 +52,11 @@ def measured_how(report: "Report") -> list[str]:
     material = row.subject.material
     sample, text, cache = material.sample, material.text, row.result.kv_cache
     error = f"over {sample.num_clusters} {sample.unit}s" if sample.num_clusters > 1 else "not to be had from one window"
+    agree = all(row.result.kv_cache.agree for row in report.rows)
+    formula = (
+        "the formula from the config gives the same" if agree else "the formula from the config differs, see Notes"
+    )
+    each = "" if machine["processes"] == 1 else " each"
     return [
         f"Data: `{options.data}`, {_count(material.num_documents, 'document')}, SHA-256 {text.sha256[:16]}.",
         f"Perplexity is exp(sum of NLL / sum of tokens) over {_count(sample.num_tokens, 'token')} in "
@@ -59,9 +64,9 @@ def measured_how(report: "Report") -> list[str]:
         f"stride {options.stride or options.window}, {_DOCUMENTS[options.documents]}; BOS: {_BOS[text.bos_place]}.",
         f"Bits per byte are over the {sample.num_bytes:,} bytes of text that these tokens stand for. NLL is in nats.",
         f"Standard errors are {error}; that of the ratio is of the paired difference on the same tokens.",
-        f"KV bytes per token are read out of a real cache of {cache.context} tokens, one sequence, all layers.",
+        f"KV bytes per token are read out of a real cache of {cache.context} tokens, one sequence, all layers; {formula}.",
         f"Computed in {row.result.dtype} on {machine['accelerator'] or machine['cpu']} ({machine['system']}), "
-        f"{_count(machine['processes'], 'process')}, {_count(machine['threads'], 'thread')} each.",
+        f"{_count(machine['processes'], 'process')}, {_count(machine['threads'], 'thread')}{each}.",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in report.versions.items()) + ".",
         f"Command: `{shlex.join(report.command)}`, {report.created}.",
     ]

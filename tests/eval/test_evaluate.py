@@ -117,6 +117,7 @@ def test_the_files_of_a_report(checkpoint, other, data, tmp_path: Path):
     assert f"| before | {before['perplexity']:.1f} | {before['nll']:.4f} ± " in page
     assert r"| after\|x |" in page
     assert "window 16, stride 16, documents joined" in page
+    assert "the formula from the config gives the same" in page
     assert before["sample"]["text_sha256"][:16] in page
 
 
