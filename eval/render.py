@@ -64,7 +64,8 @@ def measured_how(report: "Report") -> list[str]:
         f"stride {options.stride or options.window}, {_DOCUMENTS[options.documents]}; BOS: {_BOS[text.bos_place]}.",
         f"Bits per byte are over the {sample.num_bytes:,} bytes of text that these tokens stand for. NLL is in nats.",
         f"Standard errors are {error}; that of the ratio is of the paired difference on the same tokens.",
-        f"KV bytes per token are read out of a real cache of {cache.context} tokens, one sequence, all layers; {formula}.",
+        f"KV bytes per token are read out of a real cache of {cache.context} tokens, one sequence, all layers; "
+        f"{formula}.",
         f"Computed in {row.result.dtype} on {machine['accelerator'] or machine['cpu']} ({machine['system']}), "
         f"{_count(machine['processes'], 'process')}, {_count(machine['threads'], 'thread')}{each}.",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in report.versions.items()) + ".",
