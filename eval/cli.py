@@ -1,7 +1,5 @@
 """The command `gqa-eval`: parses, calls `evaluate`, prints."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +11,6 @@ from gqa.eval.options import Bos, Documents, Dtype, EvalOptions
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from gqa.eval.evaluate import Progress
     from gqa.eval.report import Report
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -94,10 +91,11 @@ def _evaluate(
     from gqa.eval.evaluate import evaluate as run
     from gqa.eval.model import quiet_transformers
     from gqa.eval.processes import leave_processes, speaks
+    from gqa.eval.screen import progress_bar
 
     quiet_transformers()
     try:
-        with _progress() as progress:
+        with progress_bar() as progress:
             report = run(checkpoints, options, output, overwrite=overwrite, progress=progress)
     finally:
         leave_processes()
@@ -107,30 +105,6 @@ def _evaluate(
         typer.echo(report.to_json(), nl=False)
     else:
         _print_table(report, output)
-
-
-@contextmanager
-def _progress() -> Iterator["Progress"]:
-    """A bar with the time left on stderr, where a person watches and this process is the one to speak."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from gqa.eval.processes import speaks
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not (console.is_terminal and speaks())) as bar:
-        task = bar.add_task("starting", total=None)
-        current = ""
-
-        def show(what: str, done: int, total: int) -> None:
-            nonlocal current
-            if what != current:
-                current = what
-                bar.reset(task, description=what)
-            bar.update(task, completed=done, total=total or None)
-
-        yield show
 
 
 def _print_table(report: "Report", output: Path | None) -> None:

@@ -192,16 +192,22 @@ def _uptrain_stage(recipe: Recipe, *, force: bool) -> Stage:
 
 def _eval_stage(recipe: Recipe, source: Path) -> Stage:
     from gqa.eval.evaluate import evaluate
+    from gqa.eval.screen import progress_bar
 
     checkpoints = {"before": source, "converted": recipe.converted, "uptrained": recipe.uptrained}
     labelled = [f"{label}={path}" for label, path in checkpoints.items()]
+
+    def make(overwrite: bool) -> None:
+        with progress_bar() as progress:
+            evaluate(labelled, recipe.eval, recipe.report, overwrite=overwrite, progress=progress)
+
     return Stage(
         name="eval",
         output=recipe.report,
         options=asdict(recipe.eval) | {"data": None},  # where it lies is no matter, what it holds is
         inputs={label: fingerprint(path) for label, path in checkpoints.items()}
         | {"data": data_identity(recipe.eval.data)},
-        make=lambda overwrite: evaluate(labelled, recipe.eval, recipe.report, overwrite=overwrite),
+        make=make,
     )
 
 
