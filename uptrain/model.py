@@ -27,7 +27,9 @@ def load_model(checkpoint: Path, config: UptrainConfig) -> "PreTrainedModel":
             raise UserError(f"attention {config.attention} can't be used: {str(error).splitlines()[0]}") from error
     model.config.use_cache = False
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        renamed = getattr(model, "activation_checkpointing_enable", None)  # by transformers, in the course of 5.x
+        enable = renamed or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return model.train()
 
 

@@ -7,8 +7,12 @@ targets of the whole step.
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from gqa.uptrain.batches import IGNORED
+
+_CHUNK_ELEMENTS = 1 << 24
+"""Logits that are in fp32 at a time: 64 MiB."""
 
 
 class NextTokenLoss(nn.Module):
@@ -29,5 +33,22 @@ class NextTokenLoss(nn.Module):
         device = input_ids.device.type
         with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
             output = self.model(input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False)
-        logits = output.logits  # [sequences, length, vocabulary]
-        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        return summed_cross_entropy(output.logits.flatten(0, 1), labels.flatten())
+
+
+def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The sum over all tokens of the cross-entropy, in fp32, without keeping fp32 logits for the backward pass.
+
+    Args:
+        logits: in any float type. [tokens, vocabulary]
+        labels: IGNORED where there is nothing to predict. [tokens]
+    """
+    rows = max(1, _CHUNK_ELEMENTS // logits.shape[1])
+    if len(logits) <= rows or torch.compiler.is_compiling():  # a compiler fuses the cast into what follows
+        return _cross_entropy(logits, labels)
+    chunks = zip(logits.split(rows), labels.split(rows), strict=True)
+    return torch.stack([checkpoint(_cross_entropy, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+
+
+def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")

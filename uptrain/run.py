@@ -19,7 +19,7 @@ from gqa.convert.provenance import fingerprint
 from gqa.convert.source import read_config, resolve_checkpoint
 from gqa.eval.data import local_path
 from gqa.uptrain.batches import Sampler
-from gqa.uptrain.checkpoints import Checkpoints, step_of
+from gqa.uptrain.checkpoints import Checkpoints, complete_checkpoints, step_of
 from gqa.uptrain.config import UptrainConfig, as_json
 from gqa.uptrain.export import Export, plan_export
 from gqa.uptrain.metrics import Metrics, read_metrics
@@ -81,7 +81,7 @@ def run(config: UptrainConfig) -> UptrainResult:
     trainer, start = _assemble(setup, screen)
     stopped_by = trainer.train(start)
     if stopped_by:
-        raise _stopped(stopped_by, setup.run_dir.path, screen)
+        raise _stopped(stopped_by, setup.run_dir, screen)
     result = _finish(setup, trainer)
     screen.note(f"The trained checkpoint is in {result.output}")
     return result
@@ -263,7 +263,11 @@ def _headline(setup: _Setup, device: torch.device, autocast: torch.dtype | None,
     )
 
 
-def _stopped(number: int, run_dir: Path, screen: Screen) -> BaseException:
+def _stopped(number: int, run_dir: RunDir, screen: Screen) -> BaseException:
     """What to raise after a signal, having said how to go on."""
-    screen.note(f"Stopped by {signal.Signals(number).name}; saved in {run_dir}. The same command goes on from there.")
+    step, _ = complete_checkpoints(run_dir.checkpoints)[-1]
+    screen.note(
+        f"Stopped by {signal.Signals(number).name} after step {step:,}, which is saved in {run_dir.path}. "
+        "The same command goes on from there."
+    )
     return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(0)

@@ -1,0 +1,101 @@
+"""The command: its options are the config's fields, a recipe is their base, and --json is for machines."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from gqa.uptrain.cli import app, field_docs
+from gqa.uptrain.config import UptrainConfig
+
+
+@pytest.fixture
+def config_of(monkeypatch: pytest.MonkeyPatch):
+    """The config that a command line makes, without running it."""
+
+    def build(words: list[str]) -> UptrainConfig:
+        caught: list[UptrainConfig] = []
+        monkeypatch.setattr("gqa.uptrain.cli._uptrain", lambda config, as_json: caught.append(config))
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output
+        return caught[0]
+
+    return build
+
+
+def test_help_shows_every_option_with_its_docstring_and_default():
+    shown = " ".join(CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).stdout.split())
+    for field in fields(UptrainConfig):
+        if field.name != "checkpoint":
+            assert f"--{field.name.replace('_', '-')}" in shown
+        assert " ".join(field_docs(UptrainConfig)[field.name].split()) in shown
+    for default in ("[default: 0.0001]", "[default: 0.9 0.95]", "[default: 0]", "[default: auto]"):
+        assert default in shown
+
+
+def test_every_kind_of_option(config_of):
+    words = "ckpt --data text.jsonl --max-steps 3 --betas 0.8 0.9 --compile --no-overwrite -o out --schedule wsd"
+    config = config_of([*words.split(), "--trackers", "wandb", "--trackers", "tensorboard", "-q"])
+    assert config == UptrainConfig(
+        checkpoint="ckpt",
+        data="text.jsonl",
+        max_steps=3,
+        betas=(0.8, 0.9),
+        compile=True,
+        output=Path("out"),
+        schedule="wsd",
+        trackers=("wandb", "tensorboard"),
+        quiet=True,
+    )
+
+
+def test_flags_override_the_recipe(config_of, tmp_path: Path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        '[convert]\ngroups = 2\n[uptrain]\ncheckpoint = "a"\ndata = "text"\nalpha = 0.05\npretraining_tokens = 3e9\n'
+        'output = "out"\ncompile = true\nbetas = [0.5, 0.6]\ntrackers = ["wandb"]\n'
+    )
+    assert config_of(["--recipe", str(recipe)]).pretraining_tokens == 3_000_000_000
+    config = config_of(["b", "--recipe", str(recipe), "--max-steps", "3", "--no-compile", "--seed", "0"])
+    assert config == UptrainConfig(
+        checkpoint="b", data="text", output=Path("out"), max_steps=3, betas=(0.5, 0.6), trackers=("wandb",)
+    )
+
+
+def test_json_is_all_there_is_on_stdout(flags: list[str], tmp_path: Path):
+    result = CliRunner().invoke(app, [*flags, "--json"])
+    assert result.exit_code == 0, result.output
+    said: dict[str, Any] = json.loads(result.stdout)
+    assert said["output"] == str(tmp_path / "out")
+    assert (said["steps"], said["tokens"]) == (6, 768)
+    assert [line["step"] for line in said["validation"]] == [0, 3, 6]
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith("Training ")
+    assert "step 6/6  validation loss" in result.stderr
+    assert lines[-1] == f"The trained checkpoint is in {tmp_path / 'out'}"
+
+
+def test_quiet_is_quiet(flags: list[str]):
+    result = CliRunner().invoke(app, [*flags, "--quiet"])
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_the_default_output_lies_beside_the_checkpoint(make_checkpoint, configured):
+    from gqa.uptrain import uptrain
+
+    source = make_checkpoint()
+    result = uptrain(configured(checkpoint=str(source), output=None, max_steps=1))
+    assert result.output == source.with_name("tiny-uptrained")
+    assert result.run_dir == source.with_name("tiny-uptrained.run")
+    assert sorted(path.name for path in source.parent.iterdir()) == ["tiny", "tiny-uptrained", "tiny-uptrained.run"]
+
+
+def test_a_tracker_gets_every_line(configured, tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    from gqa.uptrain import uptrain
+
+    result = uptrain(configured(trackers=("tensorboard",)))
+    assert list(result.run_dir.rglob("events.out.tfevents*"))
