@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gqa.convert.provenance import FILE_NAME
-from gqa.convert.tensors import inside, weight_files
+from gqa.convert.tensors import inside, weight_names
 
 _SIZE_LIMIT = 256 << 20  # bytes; the largest tokenizers stay well below
 _FOLDERS = ("additional_chat_templates",)
@@ -20,7 +20,7 @@ def copy_side_files(checkpoint: Path, work: Path) -> None:
     Raises:
         UserError: a link leads out of the checkpoint, or a file can't be read.
     """
-    skipped = weight_files(checkpoint) | {"config.json", FILE_NAME}
+    skipped = weight_names(checkpoint) | {"config.json", FILE_NAME}
     for path in sorted(checkpoint.iterdir()):
         if path.name in _FOLDERS and path.is_dir():
             (work / path.name).mkdir()

@@ -78,9 +78,7 @@ def read_entries(checkpoint: Path) -> dict[str, TensorEntry]:
     Raises:
         UserError: no weights, a missing, truncated or corrupt shard, an index that points outside, or an unsafe pickle.
     """
-    found = next((checkpoint / name for name in _LAYOUTS if (checkpoint / name).is_file()), None)
-    if found is None:
-        raise UserError(f"{checkpoint} has no weights; looked for {', '.join(_LAYOUTS)}")
+    found = _weights(checkpoint)
     if found.suffix != ".json":
         return _read_file(inside(checkpoint, found.name))
     weight_map = _read_index(found)
@@ -88,10 +86,30 @@ def read_entries(checkpoint: Path) -> dict[str, TensorEntry]:
     return {name: entry for shard in shards for name, entry in _indexed(found, weight_map, shard, shards[shard])}
 
 
-def weight_files(checkpoint: Path) -> set[str]:
+def weight_files(checkpoint: Path) -> list[Path]:
+    """The files that hold the checkpoint's weights: those that transformers reads, where a model is stored twice.
+
+    Raises:
+        UserError: there are none, an index is damaged, or a shard is missing or lies elsewhere.
+    """
+    found = _weights(checkpoint)
+    if found.suffix != ".json":
+        return [inside(checkpoint, found.name)]
+    return [inside(checkpoint, name, index=found) for name in dict.fromkeys(_read_index(found).values())]
+
+
+def weight_names(checkpoint: Path) -> set[str]:
     """Names in the checkpoint's directory that are weights or describe them, in any framework's spelling."""
     suffixes = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".onnx", ".index.json")
     return {path.name for path in checkpoint.iterdir() if path.name.endswith(suffixes)}
+
+
+def _weights(checkpoint: Path) -> Path:
+    """The weights or their index, whichever transformers would take."""
+    found = next((checkpoint / name for name in _LAYOUTS if (checkpoint / name).is_file()), None)
+    if found is None:
+        raise UserError(f"{checkpoint} has no weights; looked for {', '.join(_LAYOUTS)}")
+    return found
 
 
 def _indexed(index: Path, weight_map: dict[str, str], shard: str, entries: Mapping[str, TensorEntry]) -> Any:

@@ -1,23 +1,15 @@
 """Loading a checkpoint's model and tokenizer as transformers does, but never half: whatever is missing is an error."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gqa.convert.errors import UserError, did_you_mean
 from gqa.convert.source import read_config
+from gqa.convert.tensors import weight_files
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-# In the order in which transformers looks for them.
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 
 
 def load_config(checkpoint: Path) -> "PreTrainedConfig":
@@ -107,39 +99,12 @@ def load_tokenizer(checkpoint: Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def weight_files(checkpoint: Path) -> list[Path]:
-    """The files that hold the checkpoint's weights: those that transformers reads, where a model is stored twice.
-
-    Raises:
-        UserError: there are none, an index is damaged, or a shard is missing.
-    """
-    for name in _WEIGHTS:
-        path = checkpoint / name
-        if path.is_file():
-            files = _shards(path) if path.suffix == ".json" else [path]
-            break
-    else:
-        raise UserError(f"{checkpoint} holds no weights: neither model.safetensors nor pytorch_model.bin")
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{checkpoint} lacks {file.name}, which its index names; fetch it again")
-    return files
-
-
 def quiet_transformers() -> None:
     """No progress bars and no reports from transformers on stderr: what matters in them is raised as an error."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index} is not an index of shards ({error}); restore it") from error
-    return [index.parent / name for name in sorted(names)]
 
 
 def _check_complete(checkpoint: Path, report: dict[str, Any]) -> None:

@@ -112,7 +112,7 @@ def test_bad_data_is_one_sentence(case: str, checkpoint, tmp_path: Path):
 BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "vocabulary": (small_vocabulary, "makes token 3"),
     "missing tensor": (drop_a_tensor, "lacks tensors: model.norm.weight"),
-    "no weights": (lambda path: (path / "model.safetensors").unlink(), "holds no weights"),
+    "no weights": (lambda path: (path / "model.safetensors").unlink(), "has no weights"),
     "no config": (lambda path: (path / "config.json").unlink(), "has no config.json"),
     "bad config": (lambda path: (path / "config.json").write_text("{"), "is not JSON"),
     "no tokenizer": (lambda path: (path / "tokenizer.json").unlink(), "tokenizer"),

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gqa.convert.errors import UserError
-from gqa.eval.model import load_config, load_model, load_tokenizer, weight_files
+from gqa.eval.model import load_config, load_model, load_tokenizer
 
 KEY = "model.layers.1.self_attn.k_proj.weight"
 
@@ -71,28 +71,6 @@ def test_a_truncated_file_is_an_error(broken):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"a weight file of .* is damaged"):
         load_model(broken, device="cpu")
-
-
-def test_no_weights_is_an_error(broken):
-    (broken / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="holds no weights"):
-        weight_files(broken)
-
-
-def test_a_missing_shard_is_an_error(broken):
-    (broken / "model.safetensors").unlink()
-    index = broken / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {}, "weight_map": {KEY: "model-1.safetensors"}}))
-    with pytest.raises(UserError, match=r"lacks model-1\.safetensors, which its index names"):
-        weight_files(broken)
-    index.write_text("{}")
-    with pytest.raises(UserError, match="is not an index of shards"):
-        weight_files(broken)
-
-
-def test_weight_files_are_those_that_are_loaded(broken):
-    (broken / "pytorch_model.bin").write_bytes(b"a copy that transformers leaves alone")
-    assert weight_files(broken) == [broken / "model.safetensors"]
 
 
 @pytest.mark.parametrize(
