@@ -101,6 +101,9 @@ def _run(recipe: "Recipe", *, until: StageName, force: bool, as_json: bool) -> N
     elif report is not None:
         Console().print(results_table(report))
         typer.echo(f"Report: {recipe.report / 'report.md'}, {recipe.report / 'report.json'}")
+    elif until == "convert":
+        launch = f"accelerate launch -m gqa.uptrain --recipe {recipe.output / 'recipe.toml'}"
+        typer.echo(f"The next stage can run on several GPUs: {launch}", err=True)
 
 
 def main() -> None:

@@ -1,12 +1,14 @@
 """What a recipe says, checked and complete: the checkpoint, the options of every stage, and where all of it goes.
 
-runs/demo/
-  recipe.toml       the recipe with every default filled in; `gqa.uptrain --recipe` reads it too
-  corpus/           train.jsonl, heldout.jsonl, if the recipe has a [corpus]
-  converted/        the checkpoint after [convert]
-  uptrained/        the checkpoint after [uptrain]; its training state is in uptrained.run/
-  report/           report.md, report.json: before, converted and uptrained, measured
-  stages.json       which stages are done, and from what
+A run has one directory; the stages find each other's outputs in it by name:
+
+    runs/demo/
+      recipe.toml       the recipe with every default filled in; `gqa.uptrain --recipe` reads it too
+      corpus/           train.jsonl, heldout.jsonl, if the recipe has a [corpus]
+      converted/        the checkpoint after [convert]
+      uptrained/        the checkpoint after [uptrain]; its training state is in uptrained.run/
+      report/           report.md, report.json: before, converted and uptrained, measured
+      stages.json       which stages are done, and from what
 """
 
 import json
@@ -117,14 +119,12 @@ def _checked(tables: dict[str, Any], name: str) -> Recipe:
     corpus = build_options(CorpusOptions, tables["corpus"], f"{where}, [corpus]") if "corpus" in tables else None
     uptrain, evaluation = dict(tables.get("uptrain", {})), dict(tables.get("eval", {}))
     for key, path in (("checkpoint", output / "converted"), ("output", output / "uptrained")):
-        if Path(uptrain.setdefault(key, str(path))) != path:
+        if Path(str(uptrain.setdefault(key, str(path)))) != path:
             raise UserError(f"{where}: uptrain.{key} is {path} in a run; leave it out, or choose the run's --output")
     if corpus:
         train, held_out = str(output / "corpus" / TRAIN), str(output / "corpus" / HELD_OUT_FILE)
-        uptrain = {
-            "data": train,
-            "validation_data": held_out,
-        } | uptrain  # validation is watched, nothing is chosen by it
+        # Held-out text may serve for validation too: it is watched, nothing is chosen by it.
+        uptrain = {"data": train, "validation_data": held_out} | uptrain
         evaluation = {"data": held_out} | evaluation
     return Recipe(
         name=name,
@@ -152,10 +152,8 @@ def _check_top_level(tables: Mapping[str, Any], where: str) -> None:
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
     """Options as TOML and JSON know values: paths as text, tuples as lists, None left out."""
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
-    return {
-        key: list(value) if isinstance(value, tuple) else value for key, value in plain.items() if value is not None
-    }
+    given = {key: value for key, value in options.items() if value is not None}
+    return json.loads(json.dumps(given, default=str))
 
 
 def _toml_value(value: Any) -> str:

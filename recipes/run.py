@@ -5,16 +5,18 @@ goes on from there. The runner replaces only what its own ledger says it made.
 """
 
 import json
+import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gqa.convert.directory import atomic_directory, write_atomically
-from gqa.convert.errors import UserError
+from gqa.convert.errors import UserError, did_you_mean
 from gqa.convert.provenance import fingerprint, read_stages
 from gqa.convert.source import resolve_checkpoint
 from gqa.recipes.demo.corpus import write_corpus
@@ -43,8 +45,8 @@ class Stage:
     make: Callable[[bool], object]
     """Makes `output`; told whether it may replace what is there."""
 
-    set_aside: bool = False
-    """Keep an output that is to be replaced, as OUTPUT.previous: it may have taken days."""
+    precious: bool = False
+    """Whether an output that is to be replaced is kept, as OUTPUT.previous: it may have taken days."""
 
     made_elsewhere: Callable[[], bool] = lambda: False
     """Whether an output that is not in the ledger is what the stage would make."""
@@ -70,7 +72,10 @@ def run_recipe(recipe: Recipe, *, until: StageName = "eval", force: bool = False
     Raises:
         UserError: the recipe can't be carried out; the stages that have ended stay.
     """
-    source = resolve_checkpoint(EMBEDDED.get(recipe.checkpoint, recipe.checkpoint))
+    _check_process()
+    if until == "corpus" and not recipe.corpus:
+        raise UserError(f"recipe {recipe.name} has no [corpus] to stop after; its first stage is convert")
+    source = _source(recipe.checkpoint)
     _check_place(recipe.output, source)
     carried_out = {}
     with locked(recipe.output):
@@ -105,27 +110,51 @@ def _run_stage(stage: Stage, ledger: Ledger, *, force: bool, say: Say) -> bool:
     say(f"{stage.name}: making {stage.output}")
     started = time.monotonic()
     ours = force or ledger.knows(stage.name)
-    _make_room(stage, ours=ours, say=say)
+    if stage.output.exists() and not ours:
+        raise UserError(
+            f"{stage.output} exists, and this run did not make it; choose another --output, or replace it with --force"
+        )
     ledger.begin(stage.name, stage.key)
-    stage.make(ours)
+    with _set_aside(stage.output, say) if stage.precious else nullcontext():
+        stage.make(ours)
     ledger.end(stage.name, stage.key, stage.output)
     say(f"{stage.name}: done in {time.monotonic() - started:.0f} s")
     return True
 
 
-def _make_room(stage: Stage, *, ours: bool, say: Say) -> None:
-    """Deal with what lies in the stage's place."""
-    if not stage.output.exists():
+@contextmanager
+def _set_aside(output: Path, say: Say) -> Iterator[None]:
+    """Keep an earlier output as OUTPUT.previous; put it back when the block does not make a new one."""
+    previous = output.with_name(f"{output.name}.previous")
+    if not output.exists():
+        yield
         return
-    if not ours:
+    shutil.rmtree(previous, ignore_errors=True)
+    output.rename(previous)
+    try:
+        yield
+    except BaseException:
+        if not output.exists():
+            previous.rename(output)
+        raise
+    say(f"{output} is new; the earlier one is kept as {previous}")
+
+
+def _check_process() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
-            f"{stage.output} exists, and this run did not make it; choose another --output, or replace it with --force"
+            "gqa-run is one process; stop it with --until convert, launch `-m gqa.uptrain --recipe RUN/recipe.toml` on "
+            "all processes, then run it again"
         )
-    if stage.set_aside:
-        previous = stage.output.with_name(f"{stage.output.name}.previous")
-        shutil.rmtree(previous, ignore_errors=True)
-        stage.output.rename(previous)
-        say(f"{stage.name}: the earlier checkpoint is kept as {previous}")
+
+
+def _source(name: str) -> Path:
+    """The directory of the checkpoint that goes in."""
+    if name.startswith("embedded:") and name not in EMBEDDED:
+        raise UserError(
+            f"no checkpoint {name!r} in the package{did_you_mean(name, EMBEDDED)}; there is {', '.join(EMBEDDED)}"
+        )
+    return resolve_checkpoint(EMBEDDED.get(name, name))
 
 
 def _check_place(output: Path, source: Path) -> None:
@@ -165,14 +194,12 @@ def _uptrain_stage(recipe: Recipe, *, force: bool) -> Stage:
     def made_elsewhere() -> bool:
         """Whether `accelerate launch -m gqa.uptrain --recipe` has done the work: its provenance file tells."""
         last = (read_stages(recipe.uptrained) or [{}])[-1]
-        if last.get("stage") != "uptrain" or last["source"]["fingerprint"] != source:
-            return False
-        return _decisive(last["config"]) == _decisive(asdict(config))
+        same_input = last.get("stage") == "uptrain" and last["source"]["fingerprint"] == source
+        return same_input and _decisive(last["config"]) == _decisive(asdict(config))
 
     def make(overwrite: bool) -> None:
-        prepare(
-            [("converted", recipe.converted)], recipe.eval
-        )  # what evaluation would refuse shows now, not after days of training
+        # What evaluation would refuse shows now, not after days of training.
+        prepare([("converted", recipe.converted)], recipe.eval)
         uptrain(replace(config, overwrite=overwrite or config.overwrite, resume="never" if force else config.resume))
 
     return Stage(
@@ -185,7 +212,7 @@ def _uptrain_stage(recipe: Recipe, *, force: bool) -> Stage:
             "validation_data": config.validation_data and data_identity(config.validation_data),
         },
         make=make,
-        set_aside=True,
+        precious=True,
         made_elsewhere=made_elsewhere,
     )
 

@@ -46,6 +46,8 @@ def test_dry_run_prints_the_complete_recipe_and_makes_nothing(
         (["demo", "uptrain"], "write it as table.key=value"),
         (["demo", "uptrain.betas=[1"], "the value is not TOML"),
         (["demo", "uptrain.max_steps=0"], "max_steps must be above 0, got 0"),
+        (["demo", "uptrain.output=3"], "uptrain.output is runs/demo/uptrained in a run"),
+        (["llama2-7b-gqa8", "--until", "corpus"], "has no [corpus] to stop after"),
         (["paper"], "names no checkpoint"),
     ],
 )

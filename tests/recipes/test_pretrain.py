@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,7 +66,7 @@ def test_the_embedded_checkpoint_says_how_it_was_made_and_nothing_of_where():
 def test_the_embedded_checkpoint_loads_and_writes_python(recwarn: pytest.WarningsRecorder):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(EMBEDDED_CHECKPOINT)
+    model: Any = AutoModelForCausalLM.from_pretrained(EMBEDDED_CHECKPOINT)
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT)
     inputs = tokenizer("import sys\nimport os\n\ndef main(", return_tensors="pt")
     written = tokenizer.decode(model.generate(**inputs, max_new_tokens=16, do_sample=False)[0])

@@ -151,7 +151,7 @@ def test_a_stage_that_fails_leaves_the_finished_ones(gqa_run: Run, recipe_file: 
 
 def test_an_interrupted_training_is_resumed(gqa_run: Run, recipe_file: Path, tmp_path: Path):
     run = tmp_path / "run"
-    steps = ("uptrain.max_steps=200", "uptrain.save_every=10", "uptrain.eval_every=200")
+    steps = ("uptrain.max_steps=100", "uptrain.save_every=10", "uptrain.eval_every=100")
     arguments = (str(recipe_file), "--output", str(run), *steps)
     command = [sys.executable, "-m", "gqa.recipes", *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as started:
@@ -161,12 +161,30 @@ def test_an_interrupted_training_is_resumed(gqa_run: Run, recipe_file: Path, tmp
         said = started.communicate(timeout=120)[1]
     assert started.returncode == 130, said
     assert "Traceback" not in said
-    assert not (run / "uptrained").exists()
+    assert not (run / "uptrained").exists(), "it was interrupted before its end"
     again = gqa_run(*arguments, "--until", "uptrain")
     assert again.exit_code == 0, again.stderr
     assert "convert: skipped, up to date" in again.stderr
     assert "Resuming" in again.stderr
     assert (run / "uptrained" / "config.json").is_file()
+
+
+def test_a_training_that_can_not_begin_leaves_the_earlier_one(gqa_run: Run, recipe_file: Path, run: Path):
+    before = fingerprint(run / "uptrained")
+    assert gqa_run(recipe_file, "uptrain.sequence_length=4096", "--output", run).exit_code == 2
+    assert fingerprint(run / "uptrained") == before
+    assert not (run / "uptrained.previous").exists()
+    assert carried_out(gqa_run(recipe_file, "--output", run, "--json")) == []
+
+
+def test_a_launcher_of_several_processes_is_told_what_to_launch(
+    gqa_run: Run, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused = gqa_run(recipe_file, "--output", tmp_path / "run")
+    assert refused.exit_code == 2
+    assert "launch `-m gqa.uptrain --recipe RUN/recipe.toml` on all processes" in refused.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_the_run_did_not_make_is_not_replaced(gqa_run: Run, recipe_file: Path, tmp_path: Path):
@@ -196,6 +214,7 @@ def test_the_run_can_not_lie_inside_its_checkpoint(gqa_run: Run, recipe_file: Pa
     ("override", "said"),
     [
         ("checkpoint=gone", "no such directory: gone"),
+        ("checkpoint=embedded:dmo", "no checkpoint 'embedded:dmo' in the package (did you mean 'embedded:demo'?)"),
         ("convert.groups=3", "3"),
         ("convert.groups=4", "4"),
         ("uptrain.data=gone.jsonl", "gone.jsonl"),
@@ -213,5 +232,4 @@ def test_a_stage_that_refuses_does_so_in_a_sentence(
     last = refused.stderr.splitlines()[-1]
     assert last.startswith("Error: ")
     assert said in last
-    assert "Traceback" not in refused.stderr
     assert fingerprint(Path(load_recipe(str(recipe_file)).checkpoint)) == before
