@@ -72,10 +72,12 @@ class Metrics:
         self._write(lines)
         return lines[-1]
 
-    def add_validation(self, step: int, loss: float) -> None:
-        """Write a validation's line."""
-        facts = {"validation_loss": loss, "validation_perplexity": math.exp(loss)}
+    def add_validation(self, step: int, loss: float) -> float:
+        """Write a validation's line; returns the perplexity."""
+        perplexity = math.exp(min(loss, 700.0))  # beyond that a float overflows
+        facts = {"validation_loss": loss, "validation_perplexity": perplexity}
         self._write([{"step": step, "tokens": step * self.tokens_per_step, **facts}])
+        return perplexity
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
         if self.accelerator.is_main_process and lines:

@@ -23,6 +23,7 @@ class NextTokenLoss(nn.Module):
         super().__init__()
         self.model = model
         self.autocast = autocast
+        self._no_split_modules = getattr(model, "_no_split_modules", None)  # where accelerate's FSDP may cut
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Sum of the labels' negative log-likelihoods in nats: an fp32 scalar.

@@ -49,7 +49,7 @@ def make_plan(config: UptrainConfig, model_config: dict[str, Any], processes: in
     output = config.output or _beside(config.checkpoint)
     return Plan(
         output=output,
-        run_dir=config.run_dir or output.with_name(f"{output.name}.run"),
+        run_dir=config.run_dir or output.parent / f"{output.name}.run",
         sequence_length=length,
         batch_size=batch_size,
         rows=_rows(config, batch_size, processes),

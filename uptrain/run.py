@@ -5,6 +5,7 @@ import signal
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,11 +79,16 @@ def run(config: UptrainConfig) -> UptrainResult:
     config = build_options(UptrainConfig, asdict(config), "uptrain")
     screen = Screen(quiet=config.quiet)
     setup = _prepare(config, screen)
-    trainer, start = _assemble(setup, screen)
-    stopped_by = trainer.train(start)
-    if stopped_by:
-        raise _stopped(stopped_by, setup.run_dir, screen)
-    result = _finish(setup, trainer)
+    with setup.run_dir.locked():
+        trainer, start = _assemble(setup, screen)
+        try:
+            stopped_by = trainer.train(start)
+            if stopped_by:
+                raise _stopped(stopped_by, setup.run_dir, screen)
+            result = _finish(setup, trainer)
+        finally:
+            trainer.accelerator.end_training()
+            trainer.accelerator.free_memory()
     screen.note(f"The trained checkpoint is in {result.output}")
     return result
 
@@ -91,7 +97,7 @@ def _prepare(config: UptrainConfig, screen: Screen) -> _Setup:
     checkpoint = resolve_checkpoint(config.checkpoint)
     plan = make_plan(config, read_config(checkpoint), processes=int(os.environ.get("WORLD_SIZE", "1")))
     _check_places(config, plan, checkpoint)
-    _check_trackers(config)
+    _check_installed(config)
     train_store, held_out = _open_data(config, plan, checkpoint, screen)
     content = {"checkpoint": fingerprint(checkpoint), "data": train_store.key, "validation data": held_out.key}
     run_dir = RunDir(plan.run_dir, config, plan, content)
@@ -115,10 +121,10 @@ def _assemble(setup: _Setup, screen: Screen) -> tuple[Trainer, int]:
     config, plan, run_dir = setup.config, setup.plan, setup.run_dir
     accelerator = _accelerator(config, run_dir)
     autocast = autocast_type(config.precision, accelerator.device)
-    objective = NextTokenLoss(setup.model, autocast).to(accelerator.device)
+    objective = NextTokenLoss(setup.model, autocast)
     if config.compile:
         objective.compile(dynamic=False)
-    module, optimizer = accelerator.prepare(objective, build_optimizer(objective, config))
+    module, optimizer = accelerator.prepare(objective, build_optimizer(objective, config, accelerator.device))
     resumed = _begin(run_dir, accelerator)
     checkpoints = Checkpoints(run_dir.checkpoints, config.keep_checkpoints, accelerator, module, optimizer)
     metrics = Metrics(run_dir.metrics, accelerator, plan.tokens_per_step)
@@ -154,8 +160,6 @@ def _finish(setup: _Setup, trainer: Trainer) -> UptrainResult:
         facts = {"config": as_json(setup.config), "steps": plan.steps, "tokens": tokens, "validation": lines}
         setup.export.write(setup.model, named, facts)
     accelerator.wait_for_everyone()
-    accelerator.end_training()
-    accelerator.free_memory()
     return UptrainResult(plan.output, plan.run_dir, plan.steps, tokens, lines)
 
 
@@ -167,7 +171,9 @@ def _check_places(config: UptrainConfig, plan: Plan, checkpoint: Path) -> None:
     check_output(plan.run_dir, [*inputs, plan.output], overwrite=True)
 
 
-def _check_trackers(config: UptrainConfig) -> None:
+def _check_installed(config: UptrainConfig) -> None:
+    if config.compile and not torch.accelerator.is_available() and not which(os.environ.get("CXX", "g++")):
+        raise UserError("compile needs a C++ compiler, and there is none; install g++, or leave compile out")
     for name in config.trackers:
         if find_spec(name) is None:
             raise UserError(f"the tracker {name} is not installed; pip install 'gqa[{name}]'")

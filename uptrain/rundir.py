@@ -8,15 +8,18 @@
 OUTPUT itself appears when the run is finished, whole.
 """
 
+import fcntl
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from gqa.convert.directory import write_atomically
 from gqa.convert.errors import UserError
+from gqa.eval.processes import speaks
 from gqa.uptrain.checkpoints import complete_checkpoints, step_of
 from gqa.uptrain.config import FREE_ON_RESUME, NAMES_OF_CONTENT, UptrainConfig, as_json
 from gqa.uptrain.plan import Plan
@@ -66,12 +69,31 @@ class RunDir:
             "choose another output, or drop that run with --overwrite"
         )
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep the directory for this run while the block lasts; one process of a run does it for all.
+
+        Raises:
+            UserError: another run is at work here.
+        """
+        if not speaks():
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another process is at work on the run in {self.path}; let it end, or stop it"
+                ) from None
+            yield
+
     def begin(self, resumed: Path | None) -> None:
         """Make the directory ready for a run that goes on from `resumed`, or, when that is None, starts anew.
 
         Checkpoints of later steps are deleted: the run is about to make them again.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         start = step_of(resumed) if resumed else 0
         for step, checkpoint in complete_checkpoints(self.checkpoints):
             if step > start:

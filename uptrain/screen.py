@@ -33,25 +33,35 @@ class Screen:
         column = TextColumn("{task.description}")
         with Progress(column, console=self._console, transient=True, disable=not self._has_bar) as bar:
             task = bar.add_task(f"Reading {data}")
-            yield lambda tokens: bar.update(task, description=f"Tokenising {data}: {tokens:,} tokens")
+            self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+
+            def show(tokens: int) -> None:
+                bar.update(task, description=f"Tokenising {data}: {tokens:,} tokens")
+                self._now_and_then(lambda: f"Tokenising {data}: {tokens:,} tokens")
+
+            yield show
 
     @contextmanager
     def training(self, start: int, steps: int) -> Iterator[Callable[[int, str], None]]:
         """Shows the step reached and a few words about it; yields the function that is told both."""
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-        began = time.monotonic()
+        self._next_line = began = time.monotonic()
         with Progress(*columns, console=self._console, transient=True, disable=not self._has_bar) as bar:
             task = bar.add_task("starting", total=steps, completed=start)
 
             def show(step: int, words: str) -> None:
                 bar.update(task, completed=step, description=words)
-                now = time.monotonic()
-                if not self._has_bar and now >= self._next_line:
-                    self._next_line = now + _SECONDS_BETWEEN_LINES
-                    left = (now - began) / max(1, step - start) * (steps - step)
-                    self.note(f"step {step}/{steps}  {words}  {_clock(left)} left")
+                left = (time.monotonic() - began) / max(1, step - start) * (steps - step)
+                self._now_and_then(lambda: f"step {step}/{steps}  {words}  {_clock(left)} left")
 
             yield show
+
+    def _now_and_then(self, line: Callable[[], str]) -> None:
+        """Where there is no bar, a line every few seconds."""
+        now = time.monotonic()
+        if not self._has_bar and now >= self._next_line:
+            self._next_line = now + _SECONDS_BETWEEN_LINES
+            self.note(line())
 
 
 def _clock(seconds: float) -> str:

@@ -2,13 +2,15 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from math import exp
+from math import inf, isfinite
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from gqa.convert.errors import UserError
 from gqa.uptrain.batches import Sampler
 from gqa.uptrain.checkpoints import Checkpoints
 from gqa.uptrain.config import UptrainConfig
@@ -87,20 +89,24 @@ class Trainer:
                 loss = self.module(*part) / targets
                 self.accelerator.backward(loss * self.plan.processes)
             total += loss.detach()
-        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip or float("inf"))
+        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip or inf)
+        assert norm is not None
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        assert norm is not None
-        return total, norm
+        return total, norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def _validate(self, step: int) -> None:
         if self.validation is None:
             return
         loss = self.validation.loss(self.module, self.accelerator)
-        self.metrics.add_validation(step, loss)
-        self.screen.note(f"step {step}/{self.plan.steps}  validation loss {loss:.4f}, perplexity {exp(loss):.3f}")
+        if not isfinite(loss):
+            raise UserError(
+                f"after {step} steps the validation loss is {loss}; look at the checkpoint and its precision"
+            )
+        perplexity = self.metrics.add_validation(step, loss)
+        self.screen.note(f"step {step}/{self.plan.steps}  validation loss {loss:.4f}, perplexity {perplexity:.3f}")
 
 
 def _seed_dropout(*numbers: int) -> None:

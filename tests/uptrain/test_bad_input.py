@@ -1,11 +1,14 @@
 """What is wrong with the input is said in one sentence, and nothing is left behind."""
 
+import fcntl
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from gqa.convert.errors import UserError
@@ -133,8 +136,32 @@ def test_an_output_where_nothing_may_be_written(configured: Configured, tmp_path
 
 
 def test_a_tracker_that_is_not_installed(configured: Configured, monkeypatch):
-    monkeypatch.setattr("gqa.uptrain.run.find_spec", lambda name: None)
+    monkeypatch.setattr("gqa.uptrain.run.find_spec", {}.get)
     assert "the tracker wandb is not installed; pip install 'gqa[wandb]'" in refused(configured(trackers=("wandb",)))
+
+
+def test_no_compiler(configured: Configured, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "compile needs a C++ compiler" in refused(configured(compile=True))
+
+
+def test_a_checkpoint_of_nothing_but_nan(make_checkpoint, configured: Configured, tmp_path: Path):
+    source = make_checkpoint()
+    weights = load_file(source / "model.safetensors")
+    save_file({name: tensor * math.nan for name, tensor in weights.items()}, source / "model.safetensors")
+    with pytest.raises(UserError, match="after 0 steps the validation loss is nan"):
+        uptrain(configured(checkpoint=str(source)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_another_process_is_at(configured: Configured, tmp_path: Path):
+    run = tmp_path / "out.run"
+    run.mkdir()
+    with (run / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is at work on the run"):
+            uptrain(configured())
+    assert [path.name for path in run.iterdir()] == [".lock"]
 
 
 def test_an_attention_that_is_not_installed(configured: Configured):

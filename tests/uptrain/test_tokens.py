@@ -49,7 +49,7 @@ def test_a_tokenizer_that_closes_documents_itself_is_left_to_it(data, checkpoint
 
 def test_a_second_run_reads_what_the_first_has_written(data, checkpoint, tmp_path: Path, monkeypatch):
     first, _ = open_stores(text_of(data, checkpoint), tmp_path, ignore)
-    moved = shutil.copy(data, tmp_path / "moved.jsonl")
+    moved = Path(shutil.copy(data, tmp_path / "moved.jsonl"))
     monkeypatch.setattr("gqa.uptrain.tokens._tokenise", None)
     second, _ = open_stores(text_of(moved, checkpoint), tmp_path, ignore)
     assert second.key == first.key
