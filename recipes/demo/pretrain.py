@@ -69,7 +69,7 @@ def pretrain(
     work: Annotated[Path, typer.Option(help="Where corpus, random checkpoint and training state are kept.")] = Path(
         "runs/pretrain"
     ),
-    max_tokens: Annotated[int, typer.Option(help="Tokens to train on.")] = 40_000_000,
+    max_tokens: Annotated[int, typer.Option(help="Tokens to train on.")] = 30_000_000,
     compile_model: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Compile the model: faster, needs a C++ compiler.")
     ] = True,
