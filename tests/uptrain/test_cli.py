@@ -102,7 +102,7 @@ def test_a_tracker_gets_every_line(configured, metrics_of, monkeypatch):
             assert log_with == ["tensorboard"]
             super().__init__(**options)
 
-        def init_trackers(self, *arguments: Any, **options: Any) -> None:
+        def init_trackers(self, *arguments: Any, **_: Any) -> None:
             started.append(arguments[1])
 
         def log(self, *arguments: Any, **options: Any) -> None:
