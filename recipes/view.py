@@ -31,7 +31,7 @@ def results_table(report: Mapping[str, Any]) -> "Table":
 
     table = Table(box=MARKDOWN)
     table.add_column("checkpoint", no_wrap=True)
-    for heading in ("KV heads", "perplexity", "times before's", "KV bytes/token", "size"):
+    for heading in ("KV heads", "perplexity", "ratio", "KV bytes/token", "size"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report["checkpoints"]:
         table.add_row(
