@@ -127,7 +127,10 @@ def make_checkpoint(path: Path, layers: int, hidden: int, intermediate: int, voc
         "vocab_size": vocabulary,
     }
     (path / "config.json").write_text(json.dumps(config))
-    shapes = {"lm_head.weight": (vocabulary, hidden), "model.embed_tokens.weight": (vocabulary, hidden)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "lm_head.weight": (vocabulary, hidden),
+        "model.embed_tokens.weight": (vocabulary, hidden),
+    }
     for layer in range(layers):
         prefix = f"model.layers.{layer}."
         shapes |= {prefix + name: (hidden,) for name in ("input_layernorm.weight", "post_attention_layernorm.weight")}
@@ -166,7 +169,7 @@ def write_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for shape in shapes.values():
             values = np.frombuffer(random.bytes(nbytes(shape)), dtype=np.uint16)
-            file.write(values & 0xBFFF)  # without the exponent's top bit every pattern is a finite number
+            file.write((values & 0xBFFF).tobytes())  # without the exponent's top bit every pattern is a finite number
 
 
 def nbytes(shape: tuple[int, ...]) -> int:
