@@ -99,7 +99,10 @@ def _run(recipe: "Recipe", *, until: StageName, force: bool, as_json: bool) -> N
         result = {"recipe": recipe.tables(), "carried_out": carried_out, "report": report}
         typer.echo(json.dumps(result, indent=2))
     elif report is not None:
-        Console().print(results_table(report))
+        console = Console()
+        if not console.is_terminal:
+            console.width = 240  # a file or a pipe has no edge to break lines at
+        console.print(results_table(report))
         typer.echo(f"Report: {recipe.report / 'report.md'}, {recipe.report / 'report.json'}")
     elif until == "convert":
         launch = f"accelerate launch -m gqa.uptrain --recipe {recipe.output / 'recipe.toml'}"
