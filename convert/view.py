@@ -36,7 +36,7 @@ def show_result(plan: Plan, output: Path, seconds: float, console: Console) -> N
     )
     console.print("A conversion loses quality until it is uptrained. Next:", soft_wrap=True)
     console.print(f"  gqa-eval {plan.checkpoint} {output} --data TEXT", soft_wrap=True, highlight=False)
-    console.print(f"  gqa-uptrain --checkpoint {output} --data TEXT ...", soft_wrap=True, highlight=False)
+    console.print(f"  gqa-uptrain {output} --data TEXT --max-tokens N", soft_wrap=True, highlight=False)
 
 
 def size(nbytes: int) -> str:
