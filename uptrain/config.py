@@ -30,7 +30,8 @@ class UptrainConfig:
     """Replace an existing output, and an existing run that can't be or shall not be resumed."""
 
     resume: str = "auto"
-    """auto: continue from the run's newest complete checkpoint, if any; never: start anew; or a checkpoint's path."""
+    """auto: go on from the run's newest complete checkpoint, if any; never: start anew; or the path of one of its
+    checkpoints (later ones are then made again)."""
 
     text_column: str = "text"
     """Column that holds the text, where data has columns."""

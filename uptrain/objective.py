@@ -1,7 +1,7 @@
 """What is minimised: the summed negative log-likelihood of the next tokens.
 
 A sum, never a mean: means of unequal parts can't be put together again. Whoever calls divides by the number of
-targets of the whole step.
+targets of the whole step. Routers of mixture-of-experts models get no balancing loss: theirs is balanced already.
 """
 
 import torch

@@ -4,6 +4,7 @@
       run.json        the config as given, the plan's numbers, and hashes of the checkpoint and the data
       metrics.jsonl   a line for every step and every validation
       checkpoints/    step-N/: weights and optimizer after step N
+      gqa-uptrain/    what trackers that write files have written
 
 OUTPUT itself appears when the run is finished, whole.
 """
@@ -58,7 +59,7 @@ class RunDir:
             return self._named(Path(resume))
         if not (self.path / "run.json").is_file():
             return None
-        difference = "resume is never" if resume == "never" else self._difference(self.path)
+        difference = "resume is never" if resume == "never" else self._difference()
         if difference is None:
             complete = complete_checkpoints(self.checkpoints)
             return complete[-1][1] if complete else None
@@ -104,7 +105,9 @@ class RunDir:
 
     def _named(self, checkpoint: Path) -> Path:
         step_of(checkpoint)
-        difference = self._difference(checkpoint.resolve().parent.parent)
+        if checkpoint.resolve().parent != self.checkpoints.resolve():
+            raise UserError(f"{checkpoint} is not of the run in {self.path}; name its run with run_dir")
+        difference = self._difference()
         if difference is not None:
             raise UserError(f"{checkpoint} can't be resumed: {difference}")
         return checkpoint
@@ -113,10 +116,10 @@ class RunDir:
         numbers = {key: value if isinstance(value, int) else str(value) for key, value in asdict(self.plan).items()}
         return {"format": _FORMAT, "config": as_json(self.config), "plan": numbers, "content": dict(self.content)}
 
-    def _difference(self, run: Path) -> str | None:
-        """What of this run is not as in the one at `run`; None if they would learn the same."""
+    def _difference(self) -> str | None:
+        """What is not as it was when the run here was started; None if it would learn the same."""
         try:
-            old = json.loads((run / "run.json").read_text(encoding="utf-8"))
+            old = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
             old_config, old_content = dict(old["config"]), dict(old["content"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f"its run.json can't be read ({error})"

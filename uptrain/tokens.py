@@ -117,7 +117,7 @@ def _key(text: Text) -> str:
         digest.update(repr((text.data, text.subset, text.split)).encode())
     else:
         for file in sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]:
-            digest.update(_file_hash(file))
+            digest.update(file.suffix.encode() + _file_hash(file))  # the suffix says how a file is read
     for path in sorted(text.checkpoint.iterdir()):
         if "token" in path.name or path.name.startswith(("vocab", "merges", "spiece")):
             digest.update(path.name.encode() + _file_hash(path))
@@ -174,7 +174,7 @@ def _tokenise(text: Text, folder: Path, progress: Callable[[int], None]) -> None
     """Write a store's files into `folder`."""
     tokenizer = load_tokenizer(text.checkpoint)
     end = tokenizer.eos_token_id
-    dtype = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
+    dtype = "uint16" if max(tokenizer.get_vocab().values()) < 1 << 16 else "uint32"
     with ExitStack() as files:
         train, held_out = (
             _Writer(

@@ -156,12 +156,14 @@ Start = Callable[..., "subprocess.Popen[str]"]
 def start() -> Start:
     """Start the command in a process of its own, or in several; `patch` is Python that each runs first."""
 
-    def begin(flags: list[str], *, processes: int = 1, patch: str = "", folder: Path) -> "subprocess.Popen[str]":
+    def begin(
+        flags: list[str], *, processes: int = 1, patch: str = "", folder: Path, gpu: bool = False
+    ) -> "subprocess.Popen[str]":
         script = folder / "command.py"
         script.write_text(f"{patch}\nfrom gqa.uptrain.cli import main\nmain()\n")
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         command = [sys.executable, *(launcher if processes > 1 else []), str(script), *flags]
-        settings = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        settings = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": str(not gpu)}
         return subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | settings
         )
@@ -182,8 +184,9 @@ def finish(start: Start) -> Callable[..., tuple[int, str]]:
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread(monkeypatch: pytest.MonkeyPatch):
     """As in the processes that `start` starts (the order of sums depends on it), and fastest for models this small."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

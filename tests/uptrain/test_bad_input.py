@@ -56,7 +56,7 @@ def test_data_shorter_than_a_sequence(configured: Configured, tmp_path: Path):
 
 def test_a_held_out_share_that_is_too_small(configured: Configured):
     said = refused(configured(validation_data=None, validation_share=1e-9))
-    assert "raise validation_share, or give validation_data" in said
+    assert "raise validation_share, give validation_data, or turn validation off" in said
 
 
 def test_everything_held_out(configured: Configured):
@@ -136,7 +136,7 @@ def test_an_output_where_nothing_may_be_written(configured: Configured, tmp_path
 
 
 def test_a_tracker_that_is_not_installed(configured: Configured, monkeypatch):
-    monkeypatch.setattr("gqa.uptrain.run.find_spec", {}.get)
+    monkeypatch.setattr("gqa.uptrain.prepare.find_spec", {}.get)
     assert "the tracker wandb is not installed; pip install 'gqa[wandb]'" in refused(configured(trackers=("wandb",)))
 
 

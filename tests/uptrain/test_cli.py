@@ -108,7 +108,7 @@ def test_a_tracker_gets_every_line(configured, metrics_of, monkeypatch):
         def log(self, *arguments: Any, **options: Any) -> None:
             logged.append({"step": options["step"]} | arguments[0])
 
-    monkeypatch.setattr("gqa.uptrain.run.find_spec", str)
+    monkeypatch.setattr("gqa.uptrain.prepare.find_spec", str)
     monkeypatch.setattr("gqa.uptrain.run.Accelerator", Recording)
     result = uptrain(configured(trackers=("tensorboard",)))
     for line in logged:

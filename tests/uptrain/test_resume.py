@@ -160,6 +160,7 @@ def test_another_config_is_refused_by_name(break_off, configured, data, tmp_path
         ({"data": str(other)}, "it was started on another data"),
         ({"resume": "never"}, "resume is never"),
         ({"resume": str(run / "checkpoints" / "step-2"), "seed": 1}, "it was started with seed = 0, now it is 1"),
+        ({"resume": str(run / "checkpoints" / "step-2"), "run_dir": tmp_path / "r"}, "is not of the run in"),
         ({"resume": str(run / "checkpoints")}, "is not a complete checkpoint of a run"),
     ):
         with pytest.raises(UserError, match=said):

@@ -62,11 +62,13 @@ def test_other_content_is_another_store(data, checkpoint, make_checkpoint, tmp_p
 
     longer = tmp_path / "longer.jsonl"
     longer.write_text(data.read_text() + '{"text": "more"}\n')
+    plain = Path(shutil.copy(data, tmp_path / "the_same.txt"))  # read as one document
     other = make_checkpoint()
     settings = json.loads((other / "tokenizer_config.json").read_text())
     (other / "tokenizer_config.json").write_text(json.dumps(settings | {"add_prefix_space": True}))
     keys = [key(data, checkpoint), key(longer, checkpoint), key(data, other), key(data, checkpoint, 0.5)]
-    assert len(set(keys)) == 4
+    keys.append(key(plain, checkpoint))
+    assert len(set(keys)) == 5
 
 
 def test_a_folder_is_all_of_its_files(texts, checkpoint, tmp_path: Path):

@@ -180,3 +180,18 @@ def test_small_updates_of_bf16_weights_are_not_lost(make_checkpoint, configured:
         )  # what never occurs has no gradient
         assert (used > 0).float().mean() > 0.9, name
         assert moved.max() < 1e-4, name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("words", "tolerance"), [([], 1e-3), (["--precision", "bf16"], 2e-2), (["--compile"], 1e-3)])
+def test_a_gpu_learns_the_same(
+    flags: list[str], finish, configured: Configured, metrics_of, words: list[str], tolerance: float, tmp_path: Path
+):
+    code, said = finish([*flags, *words], gpu=True, folder=tmp_path)
+    assert code == 0, said
+    assert "on cuda" in said
+    expected = metrics_of(uptrain(configured(output=tmp_path / "cpu")).run_dir)
+    for line, other in zip(metrics_of(tmp_path / "out.run"), expected, strict=True):
+        for key in ("loss", "validation_loss"):
+            assert line.get(key) == pytest.approx(other.get(key), rel=tolerance)
