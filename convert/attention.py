@@ -1,8 +1,12 @@
 """One layer's attention weights in canonical shape: the only thing that merging methods ever see."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from torch import Tensor
+
+KV_PARTS = ("k", "v", "k_bias", "v_bias", "k_norm")
+"""the parts of a layer that have a KV head as their first dimension"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,11 @@ class AttentionWeights:
     k_norm: Tensor | None = None
     """[num_kv_heads, head_dim], the weight of a norm on the keys that differs from head to head; None where there is
     no such norm or where all heads share one weight"""
+
+    def map_kv(self, function: Callable[[Tensor], Tensor]) -> "AttentionWeights":
+        """Apply `function`, which sees [num_kv_heads, ...], to K and V, their biases and the per-head key norm."""
+        parts = {name: getattr(self, name) for name in KV_PARTS}
+        return replace(self, **{name: function(part) for name, part in parts.items() if part is not None})
 
     @property
     def num_heads(self) -> int:

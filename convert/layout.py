@@ -1,7 +1,6 @@
 """Disk tensors <-> AttentionWeights: the names, the blocks of fused matrices, and the shapes of one layer."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -111,9 +110,7 @@ def meta_layer(family: Family, shape: HeadShape, names: set[str]) -> AttentionWe
 
 def with_kv_heads(weights: AttentionWeights, groups: int) -> AttentionWeights:
     """`weights` cut to its first `groups` KV heads: what any method's output looks like from outside."""
-    parts = ("k", "v", "k_bias", "v_bias", "k_norm")
-    cut = {part: getattr(weights, part)[:groups] for part in parts if getattr(weights, part) is not None}
-    return replace(weights, **cut)
+    return weights.map_kv(lambda heads: heads[:groups])
 
 
 def _kv_modules(family: Family, shape: HeadShape) -> list[tuple[str, int]]:

@@ -5,6 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from gqa.convert.attention import KV_PARTS
 from gqa.convert.errors import UserError
 from gqa.convert.layout import read_layer, write_layer
 from gqa.convert.method import Merge, method_for
@@ -22,7 +23,7 @@ def merge_layer(plan: Plan, layer: int) -> dict[str, Tensor]:
     if dtype is not None:  # merge in the wider of the two dtypes, so that a cast up loses nothing
         tensors = {name: tensor.to(torch.promote_types(tensor.dtype, dtype)) for name, tensor in tensors.items()}
     weights = read_layer(plan.family, plan.shape, tensors)
-    for part in ("k", "v", "k_bias", "v_bias", "k_norm"):
+    for part in KV_PARTS:
         _check_finite(getattr(weights, part), f"{part} of {plan.prefixes[layer]}")
     merged = method_for(plan.options.method)(
         weights, Merge(groups=plan.options.groups, layer=layer, seed=plan.options.seed)

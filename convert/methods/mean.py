@@ -1,7 +1,5 @@
 """Mean pooling: a group's K and V are the mean of its heads' (Ainslie et al. 2023, arXiv 2305.13245, section 2.1)."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -11,14 +9,7 @@ from gqa.convert.method import Merge
 
 def merge(weights: AttentionWeights, asked: Merge) -> AttentionWeights:
     """Contiguous heads are pooled, biases and per-head key norms along with the projections."""
-    return replace(
-        weights,
-        k=_pool(weights.k, asked.groups),
-        v=_pool(weights.v, asked.groups),
-        k_bias=None if weights.k_bias is None else _pool(weights.k_bias, asked.groups),
-        v_bias=None if weights.v_bias is None else _pool(weights.v_bias, asked.groups),
-        k_norm=None if weights.k_norm is None else _pool(weights.k_norm, asked.groups),
-    )
+    return weights.map_kv(lambda heads: _pool(heads, asked.groups))
 
 
 def _pool(heads: Tensor, groups: int) -> Tensor:
