@@ -56,7 +56,9 @@ def disk_errors(output: Path) -> Iterator[None]:
         raise UserError(f"no permission for {error.filename or output}; nothing was written") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"the disk of {output} is full; nothing was kept: free some space and run again") from None
+            raise UserError(
+                f"the disk of {output} is full; what was being written is removed: free some space and run again"
+            ) from None
         if error.errno == errno.EIO:
             raise UserError(f"a file could not be read or written ({error}); nothing was kept") from None
         raise

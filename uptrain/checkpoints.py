@@ -9,6 +9,8 @@ rate and dropout are functions of the step.
 import json
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from gqa.convert.directory import sync_tree
+from gqa.convert.directory import disk_errors, sync_tree
 from gqa.convert.errors import UserError
 
 _MARKER = "complete.json"
@@ -34,7 +36,11 @@ class Checkpoints:
     optimizer: torch.optim.Optimizer
 
     def save(self, step: int) -> Path:
-        """Write the checkpoint of `step`, then delete all but the newest `keep`. All processes call it together."""
+        """Write the checkpoint of `step`, then delete all but the newest `keep`. All processes call it together.
+
+        Raises:
+            UserError: the disk is full or fails; the checkpoints that stand stay, and the partial one is removed.
+        """
         import torch.distributed.checkpoint as dcp
 
         target, partial = self.folder / f"step-{step}", self.folder / f".step-{step}.partial"
@@ -42,7 +48,7 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        with _without_warnings():
+        with _without_warnings(), _disk_errors(partial):
             dcp.save(self._state(), checkpoint_id=partial)
         if self.accelerator.is_main_process:
             (partial / _MARKER).write_text(json.dumps({"step": step}) + "\n")
@@ -73,6 +79,23 @@ class Checkpoints:
         with _without_warnings():
             model, optimizer = get_state_dict(self.module, self.optimizer)
         return {"model": model, "optimizer": optimizer}
+
+
+@contextmanager
+def _disk_errors(partial: Path) -> Iterator[None]:
+    """Say in a sentence that the disk is full, which torch reports as the cause of an error of its own."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        with disk_errors(partial.parent):
+            try:
+                yield
+            except CheckpointException as error:
+                causes = [cause for cause, _ in error.failures.values() if isinstance(cause, OSError)]
+                raise (causes or [error])[0] from None
+    except UserError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def complete_checkpoints(folder: Path) -> list[tuple[int, Path]]:

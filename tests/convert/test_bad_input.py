@@ -344,7 +344,7 @@ def test_disk_full_while_writing(refuse, checkpoint, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("gqa.convert.writer.copy_range", full)
-    refuse("-g", 2, checkpoint, says="is full; nothing was kept: free some space and run again")
+    refuse("-g", 2, checkpoint, says="is full; what was being written is removed: free some space and run again")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import mmap
 import os
 import signal
 import stat
@@ -21,6 +22,7 @@ from gqa.convert.errors import UserError
 from gqa.convert.plan import ConvertOptions, plan_conversion
 from gqa.convert.provenance import fingerprint, read_stages
 from gqa.convert.rewrite import convert, default_output
+from gqa.convert.tensors import read_entries
 from gqa.convert.writer import plan_shards
 
 KV = ("k_proj", "v_proj")
@@ -180,6 +182,14 @@ def test_the_same_bytes_where_the_kernel_does_not_copy(checkpoint, tmp_path, mon
         monkeypatch.setattr(f"gqa.convert.transfer.{name}", unsupported)
     convert(checkpoint, tmp_path / "plain", ConvertOptions(groups=2))
     assert digest(tmp_path / "kernel")["model.safetensors"] == digest(tmp_path / "plain")["model.safetensors"]
+
+
+def test_copies_lie_in_their_pages_as_in_the_source(checkpoint, tmp_path):
+    convert(checkpoint, tmp_path / "out", ConvertOptions(groups=2))
+    before, after = read_entries(checkpoint), read_entries(tmp_path / "out")
+    first = next(name for name in after if not any(part in name for part in KV))
+    assert after[first].offset % mmap.PAGESIZE == before[first].offset % mmap.PAGESIZE
+    assert all(entry.offset % entry.dtype.itemsize == 0 for entry in after.values())
 
 
 def test_side_files_are_copied_byte_for_byte(checkpoint, tmp_path):

@@ -1,14 +1,17 @@
 """What is wrong with the input is said in one sentence, and nothing is left behind."""
 
+import errno
 import fcntl
 import json
 import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from traceback import StackSummary
 
 import pytest
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.api import CheckpointException
 from typer.testing import CliRunner
 
 from gqa.convert.errors import UserError
@@ -128,11 +131,36 @@ def test_an_output_inside_what_is_read(make_checkpoint, configured: Configured, 
     assert sorted(source.iterdir()) == before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_an_output_where_nothing_may_be_written(configured: Configured, tmp_path: Path):
+def test_an_output_where_nothing_may_be_written(configured: Configured, tmp_path: Path, monkeypatch):
     (tmp_path / "closed").mkdir(mode=0o500)
+    if os.geteuid() == 0:  # root may write everywhere, so the system's answer to anybody else is given in its place
+        monkeypatch.setattr(os, "access", lambda path, *_, **__: Path(path) != tmp_path / "closed")
     with pytest.raises(UserError, match="no permission"):
         uptrain(configured(output=tmp_path / "closed" / "out"))
+
+
+def test_a_disk_that_fills_while_saving_keeps_the_last_checkpoint(configured: Configured, tmp_path: Path, monkeypatch):
+    import torch.distributed.checkpoint as dcp
+
+    save: Callable[..., object] = dcp.save  # pyright: ignore[reportPrivateImportUsage]
+    saved: list[object] = []
+
+    def fill(state: object, **where: object) -> object:
+        saved.append(where)
+        if len(saved) > 1:
+            failure = OSError(errno.ENOSPC, "No space left on device")
+            raise CheckpointException("save", {0: (failure, StackSummary())})
+        return save(state, **where)
+
+    monkeypatch.setattr(dcp, "save", fill)
+    config = configured(max_steps=4, save_every=1)
+    with pytest.raises(UserError, match="is full"):
+        uptrain(config)
+    assert config.output
+    folder = config.output.with_name(f"{config.output.name}.run") / "checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["step-1"]
+    monkeypatch.undo()
+    assert uptrain(config).steps == 4
 
 
 def test_a_tracker_that_is_not_installed(configured: Configured, monkeypatch):
