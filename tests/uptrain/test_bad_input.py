@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from traceback import StackSummary
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -145,7 +146,7 @@ def test_a_disk_that_fills_while_saving_keeps_the_last_checkpoint(configured: Co
     save: Callable[..., object] = dcp.save  # pyright: ignore[reportPrivateImportUsage]
     saved: list[object] = []
 
-    def fill(state: object, **where: object) -> object:
+    def fill(state: Any, **where: Any) -> object:
         saved.append(where)
         if len(saved) > 1:
             failure = OSError(errno.ENOSPC, "No space left on device")
