@@ -1,12 +1,14 @@
 """One layer's attention weights in canonical shape: the only thing that merging methods ever see."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 KV_PARTS = ("k", "v", "k_bias", "v_bias", "k_norm")
 """the parts of a layer that have a KV head as their first dimension"""
+QUERY_PARTS = ("q", "o", "q_bias", "q_norm")
+"""those that have a query head as their first dimension"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +33,30 @@ class AttentionWeights:
     """[num_kv_heads, head_dim]"""
     v_bias: Tensor | None = None
     """[num_kv_heads, head_dim]"""
+    q_norm: Tensor | None = None
+    """[num_heads, head_dim], the weight of a norm on the queries that differs from head to head; None otherwise"""
     k_norm: Tensor | None = None
-    """[num_kv_heads, head_dim], the weight of a norm on the keys that differs from head to head; None where there is
-    no such norm or where all heads share one weight"""
+    """[num_kv_heads, head_dim], the same of the keys"""
 
     def map_kv(self, function: Callable[[Tensor], Tensor]) -> "AttentionWeights":
         """Apply `function`, which sees [num_kv_heads, ...], to K and V, their biases and the per-head key norm."""
-        parts = {name: getattr(self, name) for name in KV_PARTS}
+        return self._map(KV_PARTS, function)
+
+    def map_queries(self, function: Callable[[Tensor], Tensor]) -> "AttentionWeights":
+        """Apply `function`, which sees [num_heads, ...], to Q and O, the bias of Q and the per-head query norm."""
+        return self._map(QUERY_PARTS, function)
+
+    def _map(self, names: Iterable[str], function: Callable[[Tensor], Tensor]) -> "AttentionWeights":
+        parts = {name: getattr(self, name) for name in names}
         return replace(self, **{name: function(part) for name, part in parts.items() if part is not None})
+
+    def reordered(self, order: Sequence[int]) -> "AttentionWeights":
+        """The same layer with its KV heads, and with each the query heads that read it, in another order."""
+        if list(order) == list(range(self.num_kv_heads)):
+            return self
+        size = self.num_heads // self.num_kv_heads
+        queries = [head * size + member for head in order for member in range(size)]
+        return self.map_kv(lambda heads: heads[list(order)]).map_queries(lambda heads: heads[queries])
 
     @property
     def num_heads(self) -> int:

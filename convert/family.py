@@ -36,11 +36,19 @@ class Family:
     k_norm: str | None = None
     """the weight of a key norm that differs from head to head: a [num_kv_heads, head_dim] or flat tensor, or one
     tensor a head when the name holds `{head}`; absent from checkpoints whose configuration turns it off"""
+    q_norm: str | None = None
+    """the same of the queries, with as many heads as there are query heads"""
     rotary: Literal["half", "interleaved", "none"] = "half"
     """which components rotate together: (i, i + rotary_dim / 2), (2i, 2i + 1), or none"""
     k_norm_scope: Literal["none", "shared", "per_head", "full_width"] = "none"
     """what a norm on the keys sees: one head with a weight shared by all heads, or with a weight of its own, or the
     whole width of all heads at once"""
+    k_norm_key: str | None = None
+    """configuration key that turns the norms on queries and keys on (None: they are always there)"""
+    no_rope_key: str | None = None
+    """configuration key that lists, a layer each, 1 where q and k rotate and 0 where they do not"""
+    heads_move: bool = True
+    """whether heads may change places; not where positions bias every head in its own way (ALiBi, T5)"""
     clip_key: str | None = None
     """configuration key that clamps q, k and v after their projection"""
     default_kv_heads: int | None = None

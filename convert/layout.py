@@ -11,6 +11,9 @@ from gqa.convert.family import Family, HeadShape
 
 Tensors = Mapping[str, Tensor]
 
+COMPUTED = ("rotary_emb.inv_freq",)
+"""endings of tensors that old checkpoints carry and today's classes compute"""
+
 
 def layer_prefix(family: Family, names: set[str], layer: int) -> str:
     """The prefix of a layer's attention tensors, with or without the base model's own, as `names` has it."""
@@ -24,16 +27,11 @@ def kv_shapes(family: Family, shape: HeadShape) -> dict[str, tuple[int, ...]]:
 
     Which of the biases and norms are really there depends on the configuration; the weights always are.
     """
-    rows = shape.num_kv_heads * shape.head_dim
     shapes: dict[str, tuple[int, ...]] = {}
     for module, height in _kv_modules(family, shape):
         shapes[f"{module}.weight"] = (height, shape.hidden_size)
         shapes[f"{module}.bias"] = (height,)
-    if family.k_norm and "{head}" in family.k_norm:
-        shapes |= {family.k_norm.format(head=head): (shape.head_dim,) for head in range(shape.num_kv_heads)}
-    elif family.k_norm:
-        per_head = family.k_norm_scope == "per_head"
-        shapes[family.k_norm] = (shape.num_kv_heads, shape.head_dim) if per_head else (rows,)
+    shapes |= _norm_shapes(family, family.k_norm, shape.num_kv_heads, shape.head_dim)
     return shapes
 
 
@@ -43,7 +41,7 @@ def attention_shapes(family: Family, shape: HeadShape) -> dict[str, tuple[int, .
     shapes = kv_shapes(family, shape) | {f"{family.o}.weight": (shape.hidden_size, width)}
     if not family.fused_qkv:
         shapes |= {f"{family.q}.weight": (width, shape.hidden_size), f"{family.q}.bias": (width,)}
-    return shapes
+    return shapes | _norm_shapes(family, family.q_norm, shape.num_heads, shape.head_dim)
 
 
 def required_names(family: Family) -> list[str]:
@@ -73,7 +71,8 @@ def read_layer(family: Family, shape: HeadShape, tensors: Tensors) -> AttentionW
         q_bias=bias(family.q),
         k_bias=bias(family.k),
         v_bias=bias(family.v),
-        k_norm=_read_k_norm(family, shape, tensors),
+        q_norm=_read_norm(family.q_norm, shape.num_heads, tensors),
+        k_norm=_read_norm(family.k_norm, shape.num_kv_heads, tensors),
     )
 
 
@@ -97,9 +96,16 @@ def write_layer(family: Family, old: AttentionWeights, new: AttentionWeights) ->
                     changed[f"{module}.{kind}"] = value.flatten(0, 1)
     if new.o is not old.o:
         changed[f"{family.o}.weight"] = new.o.transpose(0, 1).flatten(1, 2)
-    if family.k_norm and new.k_norm is not None and new.k_norm is not old.k_norm:
-        changed |= _write_k_norm(family, new.k_norm)
+    for name, old_norm, norm in ((family.q_norm, old.q_norm, new.q_norm), (family.k_norm, old.k_norm, new.k_norm)):
+        if name is not None and norm is not None and norm is not old_norm:
+            changed |= _write_norm(family, name, norm)
     return {name: tensor.contiguous() for name, tensor in changed.items()}
+
+
+def all_tensors(family: Family, weights: AttentionWeights) -> dict[str, Tensor]:
+    """The tensors that `weights` stand in, by name after the attention's prefix. Gradients flow through."""
+    every_part_new = weights.map_kv(lambda part: part.view_as(part)).map_queries(lambda part: part.view_as(part))
+    return write_layer(family, weights, every_part_new)
 
 
 def meta_layer(family: Family, shape: HeadShape, names: set[str]) -> AttentionWeights:
@@ -108,9 +114,10 @@ def meta_layer(family: Family, shape: HeadShape, names: set[str]) -> AttentionWe
     return read_layer(family, shape, {name: torch.empty(size, device="meta") for name, size in shapes.items()})
 
 
-def with_kv_heads(weights: AttentionWeights, groups: int) -> AttentionWeights:
-    """`weights` cut to its first `groups` KV heads: what any method's output looks like from outside."""
-    return weights.map_kv(lambda heads: heads[:groups])
+def merged_shape(weights: AttentionWeights, groups: int, *, rewrites: bool) -> AttentionWeights:
+    """What a merge of `weights` looks like from outside: `groups` KV heads, and the queries' parts anew or the same."""
+    merged = weights.map_kv(lambda heads: heads[:groups])
+    return merged.map_queries(torch.Tensor.clone) if rewrites else merged
 
 
 def _kv_modules(family: Family, shape: HeadShape) -> list[tuple[str, int]]:
@@ -145,22 +152,31 @@ def _write_fused(family: Family, new: AttentionWeights) -> dict[str, Tensor]:
     return changed
 
 
-def _read_k_norm(family: Family, shape: HeadShape, tensors: Tensors) -> Tensor | None:
-    """[num_kv_heads, head_dim], or None where the family or this checkpoint has no norm that differs by head."""
-    if family.k_norm is None:
+def _norm_shapes(family: Family, name: str | None, heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that hold a norm with a weight for every head."""
+    if name is None:
+        return {}
+    if "{head}" in name:
+        return {name.format(head=head): (head_dim,) for head in range(heads)}
+    return {name: (heads, head_dim) if family.k_norm_scope == "per_head" else (heads * head_dim,)}
+
+
+def _read_norm(name: str | None, heads: int, tensors: Tensors) -> Tensor | None:
+    """[heads, head_dim], or None where the family or this checkpoint has no norm that differs by head."""
+    if name is None:
         return None
-    if "{head}" in family.k_norm:
-        names = [family.k_norm.format(head=head) for head in range(shape.num_kv_heads)]
+    if "{head}" in name:
+        names = [name.format(head=head) for head in range(heads)]
         present = [tensors[name] for name in names if name in tensors]
-        if present and len(present) < shape.num_kv_heads:
-            raise UserError(f"the checkpoint has a key norm for {len(present)} of its {shape.num_kv_heads} KV heads")
+        if present and len(present) < heads:
+            raise UserError(f"the checkpoint has {len(present)} of the {heads} norms {name}")
         return torch.stack(present) if present else None
-    norm = tensors.get(family.k_norm)
-    return None if norm is None else norm.view(shape.num_kv_heads, shape.head_dim)
+    norm = tensors.get(name)
+    return None if norm is None else norm.view(heads, -1)
 
 
-def _write_k_norm(family: Family, norm: Tensor) -> dict[str, Tensor]:
-    assert family.k_norm is not None
-    if "{head}" in family.k_norm:
-        return {family.k_norm.format(head=head): weight for head, weight in enumerate(norm)}
-    return {family.k_norm: norm if family.k_norm_scope == "per_head" else norm.flatten()}
+def _write_norm(family: Family, name: str, norm: Tensor) -> dict[str, Tensor]:
+    """A norm with a weight for every head, [heads, head_dim], as it stands on disk."""
+    if "{head}" in name:
+        return {name.format(head=head): weight for head, weight in enumerate(norm)}
+    return {name: norm if family.k_norm_scope == "per_head" else norm.flatten()}

@@ -1,82 +1,99 @@
-"""Merging while copying: the layers' new K and V, each made in a thread just before the writer asks for it."""
+"""One layer's merge, from disk tensors to disk tensors: read, put similar heads together, merge, say what it cost."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
-from gqa.convert.attention import KV_PARTS
+from gqa.convert.attention import KV_PARTS, QUERY_PARTS, AttentionWeights
+from gqa.convert.damage import Damage, damage
 from gqa.convert.errors import UserError
-from gqa.convert.layout import read_layer, write_layer
+from gqa.convert.grouping import similar_order
+from gqa.convert.layout import all_tensors, read_layer
 from gqa.convert.method import Merge, method_for
+from gqa.convert.moments import Moments
 from gqa.convert.plan import Plan
 
 
-def merge_layer(plan: Plan, layer: int) -> dict[str, Tensor]:
-    """One layer's merged tensors by full name, in the dtype of the output.
+@dataclass(frozen=True, kw_only=True)
+class MergedLayer:
+    """What became of one layer."""
+
+    weights: AttentionWeights
+    """with `groups` KV heads, query heads in the order of the groups"""
+    order: list[int]
+    """the old KV heads in the order in which they were grouped"""
+    damage: Damage | None
+    """predicted; None for methods that pool K and V without asking what it does"""
+
+    def record(self) -> dict[str, object]:
+        """What `gqa.json` says of the layer."""
+        predicted = {} if self.damage is None else {"predicted_damage": asdict(self.damage)}
+        return {"order": self.order, **predicted}
+
+
+def merge_layer(plan: Plan, layer: int, moments: Moments | None = None) -> MergedLayer:
+    """Merge one layer.
+
+    Args:
+        plan: the conversion.
+        layer: which one.
+        moments: of what enters it; None: what is assumed without data.
 
     Raises:
         UserError: a weight is NaN or infinite.
     """
+    weights = load_layer(plan, layer, also_queries=plan.options.rewrites_queries)
+    method = method_for(plan.options.method)
+    asked = Merge(groups=plan.options.groups, layer=layer, seed=plan.options.seed)
+    if not plan.freedoms:
+        return MergedLayer(weights=method(weights, asked), order=list(range(weights.num_kv_heads)), damage=None)
+    freedom = plan.freedoms[layer]
+    moments = moments.shrunk() if moments else Moments.unit(plan.shape.hidden_size)
+    order = list(range(weights.num_kv_heads))
+    if plan.options.moves_heads:
+        order = similar_order(weights, asked.groups, freedom, moments)
+    grouped = weights.reordered(order)
+    merged = method(grouped, replace(asked, freedom=freedom, moments=moments))
+    return MergedLayer(weights=merged, order=order, damage=damage(grouped, merged, freedom, moments))
+
+
+def load_layer(plan: Plan, layer: int, *, also_queries: bool) -> AttentionWeights:
+    """One layer as it stands on disk, K and V (and queries and output projections, if asked) known to be finite.
+
+    Raises:
+        UserError: a weight is NaN or infinite.
+    """
+    weights = read_layer(plan.family, plan.shape, _load(plan, layer))
+    _check_finite(weights, plan.prefixes[layer], also_queries=also_queries)
+    return weights
+
+
+def disk_tensors(plan: Plan, layer: int, weights: AttentionWeights) -> dict[str, Tensor]:
+    """A converted layer's tensors by full name, in the output's dtypes: those that the plan says the merge produces."""
+    assert weights.num_kv_heads == plan.options.groups
+    tensors = all_tensors(plan.family, weights)
+    prefix = plan.prefixes[layer]
+    return {tensor.name: tensors[tensor.name.removeprefix(prefix)].to(tensor.dtype) for tensor in plan.merged[layer]}
+
+
+def _load(plan: Plan, layer: int) -> dict[str, Tensor]:
+    """A layer's attention tensors by name after the prefix, in the wider of their dtype and the output's."""
     tensors = {name: entry.load() for name, entry in plan.attention[layer].items()}
     dtype = plan.options.torch_dtype
-    if dtype is not None:  # merge in the wider of the two dtypes, so that a cast up loses nothing
-        tensors = {name: tensor.to(torch.promote_types(tensor.dtype, dtype)) for name, tensor in tensors.items()}
-    weights = read_layer(plan.family, plan.shape, tensors)
-    for part in KV_PARTS:
-        _check_finite(getattr(weights, part), f"{part} of {plan.prefixes[layer]}")
-    merged = method_for(plan.options.method)(
-        weights, Merge(groups=plan.options.groups, layer=layer, seed=plan.options.seed)
-    )
-    assert merged.num_kv_heads == plan.options.groups
-    changed = write_layer(plan.family, weights, merged)
-    return {
-        plan.prefixes[layer] + name: tensor if dtype is None else tensor.to(dtype) for name, tensor in changed.items()
-    }
+    if dtype is None:
+        return tensors
+    return {name: tensor.to(torch.promote_types(tensor.dtype, dtype)) for name, tensor in tensors.items()}
 
 
-class MergedLayers:
-    """Merged tensors on demand, the next layer being merged in a thread while the writer is busy with this one."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._layer_of = {tensor.name: layer for layer, tensors in enumerate(plan.merged) for tensor in tensors}
-        written = (tensor.name for tensor in plan.tensors if tensor.source is None)
-        self._order = list(dict.fromkeys(self._layer_of[name] for name in written))
-        # One core is busy copying; torch's threads would fight over it and, waiting for each other, burn it.
-        self._threads = torch.get_num_threads()
-        initargs = (max(1, self._threads - 1),)
-        self._pool = ThreadPoolExecutor(max_workers=1, initializer=torch.set_num_threads, initargs=initargs)
-        self._pending: dict[int, Future[dict[str, Tensor]]] = {}
-        self._ready: dict[str, Tensor] = {}
-
-    def __enter__(self) -> "MergedLayers":
-        self._start_next()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(self._threads)
-
-    def take(self, name: str) -> Tensor:
-        """The tensor called `name`; each can be taken once."""
-        if name not in self._ready:
-            future = self._pending.pop(self._layer_of[name])
-            self._ready |= future.result()
-            self._start_next()
-        return self._ready.pop(name)
-
-    def _start_next(self) -> None:
-        if self._order:
-            layer = self._order.pop(0)
-            self._pending[layer] = self._pool.submit(merge_layer, self._plan, layer)
+def _check_finite(weights: AttentionWeights, prefix: str, *, also_queries: bool) -> None:
+    for part in (*KV_PARTS, *(QUERY_PARTS if also_queries else ())):
+        heads = getattr(weights, part)
+        if heads is not None and not _finite(heads):
+            raise UserError(f"{part} of {prefix}* holds NaN or infinity; the checkpoint is damaged: download it again")
 
 
-def _check_finite(heads: Tensor | None, name: str) -> None:
+def _finite(heads: Tensor) -> bool:
     """A sum is finite only if its terms are, and far quicker than looking at each; an overflow gets the closer look."""
-    if heads is None:
-        return
     wide = torch.promote_types(heads.dtype, torch.float32)
-    for head in heads:
-        if not head.sum(dtype=wide).isfinite() and not head.isfinite().all():
-            raise UserError(f"{name}* holds NaN or infinity; the checkpoint is damaged: download it again")
+    return all(head.sum(dtype=wide).isfinite() or head.isfinite().all() for head in heads)

@@ -5,29 +5,31 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
+from gqa.convert.calibration import CalibrationOptions
 from gqa.convert.errors import UserError, did_you_mean
 from gqa.convert.family import Family, HeadShape, family_for, head_shape
+from gqa.convert.freedom import Freedom, freedom_of
+from gqa.convert.layerfit import FitOptions
 from gqa.convert.layout import (
+    COMPUTED,
     attention_shapes,
     kv_shapes,
     layer_prefix,
+    merged_shape,
     meta_layer,
     required_names,
-    with_kv_heads,
     write_layer,
 )
-from gqa.convert.method import method_for
+from gqa.convert.method import method_names, traits_of
+from gqa.convert.positions import rotations
 from gqa.convert.source import read_config
 from gqa.convert.tensors import FLOATS, TensorEntry, read_entries
 from gqa.convert.writer import OutputTensor
-
-_DROPPED = ("rotary_emb.inv_freq",)
-"""endings of tensors that old checkpoints carry and today's classes compute"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +40,15 @@ class ConvertOptions:
     """KV heads to keep in every layer; 1 is multi-query attention"""
     method: str = "mean"
     """how the heads of a group become one: a file in `convert/methods/`"""
+    grouping: Literal["auto", "contiguous", "similar"] = "auto"
+    """which heads share: neighbours, or those that lose least together; `auto` is similar for methods that rewrite
+    queries anyway, and contiguous for the others"""
     seed: int = 0
     """for methods that draw random numbers"""
+    calibration: CalibrationOptions | None = None
+    """text to measure what enters the projections on; None: nothing is measured"""
+    fit: FitOptions | None = None
+    """fit every layer to the calibration text after merging it; None: keep what merging gives"""
     dtype: str | None = None
     """cast all floating-point weights: float32, float16 or bfloat16 (default: as they are)"""
     max_shard_size: str = "5GB"
@@ -48,8 +57,25 @@ class ConvertOptions:
     def __post_init__(self) -> None:
         if self.groups < 1:
             raise UserError(f"groups is {self.groups}; it must be at least 1 (1 is multi-query attention)")
-        method_for(self.method)
+        traits = traits_of(self.method)
+        if self.fit and not self.calibration:
+            raise UserError("a fit needs text to learn from: name it with --calibration")
+        if self.calibration and not (self.fit or traits.uses_moments):
+            knowing = ", ".join(name for name in method_names() if traits_of(name).uses_moments)
+            raise UserError(
+                f"method {self.method} has no use for calibration; leave it out, or choose one of {knowing}"
+            )
         _ = self.torch_dtype, self.max_shard_bytes
+
+    @property
+    def moves_heads(self) -> bool:
+        """Whether heads change places so that similar ones share."""
+        return self.grouping == "similar" or (self.grouping == "auto" and traits_of(self.method).rewrites_queries)
+
+    @property
+    def rewrites_queries(self) -> bool:
+        """Whether query and output projections are written anew, beside K and V."""
+        return self.fit is not None or self.moves_heads or traits_of(self.method).rewrites_queries
 
     @cached_property
     def torch_dtype(self) -> torch.dtype | None:
@@ -100,6 +126,8 @@ class Plan:
     """of every layer's attention tensors"""
     attention: list[dict[str, TensorEntry]]
     """of every layer, its attention tensors on disk by name after the prefix"""
+    freedoms: list[Freedom]
+    """of every layer, what may be changed in it; empty where only K and V are pooled, which needs to know nothing"""
     merged: list[list[OutputTensor]]
     """of every layer, the tensors that the merge produces"""
     tensors: list[OutputTensor]
@@ -110,12 +138,22 @@ class Plan:
     def total_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors)
 
+    @property
+    def restrictions(self) -> list[str]:
+        """Sentences on what the family keeps the method from doing."""
+        restrictions = list(dict.fromkeys(reason for freedom in self.freedoms for reason in freedom.reasons))
+        if self.options.moves_heads and not all(freedom.heads_move for freedom in self.freedoms):
+            restrictions.append("positions bias every head in its own way, so heads stay where they are")
+        return restrictions
+
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values: the totals, and one entry a layer."""
         return {
             "checkpoint": str(self.checkpoint),
             "model_type": self.family.model_type,
             "method": self.options.method,
+            "grouping": "similar" if self.options.moves_heads else "contiguous",
+            "restrictions": self.restrictions,
             "groups": self.options.groups,
             "num_heads": self.shape.num_heads,
             "kv_heads_before": self.shape.num_kv_heads,
@@ -142,12 +180,17 @@ def plan_conversion(checkpoint: Path, options: ConvertOptions) -> Plan:
     family = family_for(config)
     shape = head_shape(family, config)
     check_groups(options.groups, shape)
-    entries = {name: entry for name, entry in read_entries(checkpoint).items() if not name.endswith(_DROPPED)}
+    entries = {name: entry for name, entry in read_entries(checkpoint).items() if not name.endswith(COMPUTED)}
     prefixes = [layer_prefix(family, set(entries), layer) for layer in range(shape.num_layers)]
     expected = attention_shapes(family, shape)
     attention = [{name: entries[prefix + name] for name in expected if prefix + name in entries} for prefix in prefixes]
     _check_attention(family, expected, dict(zip(prefixes, attention, strict=True)))
     _check_layer_count(family, shape, set(entries))
+    freedoms = (
+        [freedom_of(family, config, turn) for turn in rotations(checkpoint, family, shape)]
+        if (options.rewrites_queries)
+        else []
+    )
     merged = [_merged(family, shape, prefix, layer, options) for prefix, layer in zip(prefixes, attention, strict=True)]
     return Plan(
         checkpoint=checkpoint,
@@ -157,6 +200,7 @@ def plan_conversion(checkpoint: Path, options: ConvertOptions) -> Plan:
         options=options,
         prefixes=prefixes,
         attention=attention,
+        freedoms=freedoms,
         merged=merged,
         tensors=list(_in_writing_order(entries, prefixes, kv_shapes(family, shape), merged, options.torch_dtype)),
         layers=[
@@ -175,14 +219,19 @@ def check_groups(groups: int, shape: HeadShape) -> None:
         UserError: with the numbers that would do.
     """
     current = shape.num_kv_heads
-    divisors = [count for count in range(1, current) if current % count == 0]
-    choices = f"choose one of {', '.join(map(str, divisors))}" if divisors else "it can't be reduced further"
+    fewer = divisors(current)
+    choices = f"choose one of {', '.join(map(str, fewer))}" if fewer else "it can't be reduced further"
     if groups == current:
         raise UserError(f"the checkpoint already has {current} KV heads, so there is nothing to do; {choices}")
     if groups > current:
         raise UserError(f"groups is {groups}, but the checkpoint has only {current} KV heads; {choices}")
     if current % groups:
         raise UserError(f"{current} KV heads do not divide into {groups} groups; {choices}")
+
+
+def divisors(kv_heads: int) -> list[int]:
+    """The numbers of groups that so many KV heads can be merged into, ascending."""
+    return [count for count in range(1, kv_heads) if kv_heads % count == 0]
 
 
 def _check_attention(family: Family, expected: Mapping[str, tuple[int, ...]], layers: Mapping[str, Layer]) -> None:
@@ -216,7 +265,7 @@ def _check_layer_count(family: Family, shape: HeadShape, names: set[str]) -> Non
 def _merged(family: Family, shape: HeadShape, prefix: str, layer: Layer, options: ConvertOptions) -> list[OutputTensor]:
     """The tensors that hold the merged K and V of one layer; their shapes come from the layout itself, on no data."""
     before = meta_layer(family, shape, set(layer))
-    after = write_layer(family, before, with_kv_heads(before, options.groups))
+    after = write_layer(family, before, merged_shape(before, options.groups, rewrites=options.rewrites_queries))
     dtype = options.torch_dtype or layer[required_names(family)[0]].dtype
     dtypes = {name: options.torch_dtype or layer[name].dtype if name in layer else dtype for name in after}
     return [
@@ -234,6 +283,7 @@ def _in_writing_order(
 ) -> Iterator[OutputTensor]:
     """The source's order, each layer's merged tensors together where the first tensor that they replace stood."""
     layer_of = {prefix + name: number for number, prefix in enumerate(prefixes) for name in replaced}
+    layer_of |= {tensor.name: number for number, tensors in enumerate(merged) for tensor in tensors}
     written: set[int] = set()
     for name, entry in entries.items():
         layer = layer_of.get(name)

@@ -5,6 +5,8 @@ from gqa.convert.family import Family
 FAMILY = Family(
     model_type="cohere",
     k_norm="k_norm.weight",
+    q_norm="q_norm.weight",
     k_norm_scope="per_head",
+    k_norm_key="use_qk_norm",
     rotary="interleaved",
 )

@@ -5,5 +5,6 @@ from gqa.convert.family import Family
 FAMILY = Family(
     model_type="olmo2",
     k_norm="k_norm.weight",
+    q_norm="q_norm.weight",
     k_norm_scope="full_width",
 )

@@ -6,4 +6,5 @@ FAMILY = Family(
     model_type="phi",
     o="dense",
     k_norm_scope="shared",
+    k_norm_key="qk_layernorm",
 )

@@ -5,4 +5,5 @@ from gqa.convert.family import Family
 FAMILY = Family(
     model_type="smollm3",
     default_kv_heads=4,
+    no_rope_key="no_rope_layers",
 )

@@ -7,13 +7,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from gqa.convert.errors import UserError
 from gqa.convert.families.refused import REFUSED
 from gqa.convert.family import all_families, family_for, head_shape
-from gqa.convert.layout import read_layer, write_layer
+from gqa.convert.grouping import similar_order
+from gqa.convert.layout import all_tensors, read_layer
 from gqa.convert.method import Merge, method_for
+from gqa.convert.moments import Moments
 from gqa.convert.plan import ConvertOptions, plan_conversion
 from gqa.convert.rewrite import convert
 
 HEADS, HEAD_DIM = 8, 8
-EXACT = ["mean", "first"]
+POOLING = ["mean", "first"]  # heads alike stay what they are
+REWRITING = ["aligned", "lowrank"]  # heads alike may come out as others that compute the same
 
 
 def meta_state(variant, num_kv_heads):
@@ -82,8 +85,8 @@ def test_sizes_left_out_of_a_config_default_as_in_the_class(variant):
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("method", EXACT)
-def test_tied_heads_merge_without_loss(variant, tied, method, groups, load, logits_of, state_of, tmp_path):
+@pytest.mark.parametrize("method", POOLING)
+def test_tied_heads_merge_without_loss(variant, tied, method, groups, load, logits_of, tmp_path):
     small, large, source = tied(groups)
     # transformers takes the mean square of a norm in float32, whose rounding depends on how many heads it runs over
     tolerance = 1e-4 if family_for({"model_type": variant.model_type}).k_norm_scope == "full_width" else 1e-12
@@ -97,14 +100,26 @@ def test_tied_heads_merge_without_loss(variant, tied, method, groups, load, logi
         assert torch.equal(tensor, expected[name]), name
 
 
-@pytest.mark.parametrize("method", EXACT)
+@pytest.mark.parametrize("method", REWRITING)
+def test_tied_heads_merge_without_loss_into_others_that_compute_the_same(
+    variant, tied, method, load, logits_of, tmp_path
+):
+    small, _, source = tied(2)
+    convert(source, tmp_path / "out", ConvertOptions(groups=2, method=method))  # finds by itself which heads are tied
+    # Weights agree to about 1e-11. Norms are taken in float32, so logits move by its rounding or not at all.
+    torch.testing.assert_close(logits_of(load(tmp_path / "out")), logits_of(small), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", POOLING + REWRITING)
 def test_as_many_groups_as_heads_is_the_identity(variant, tmp_path, method):
     variant.model().save_pretrained(tmp_path / "ckpt")
-    plan = plan_conversion(tmp_path / "ckpt", ConvertOptions(groups=1))
+    plan = plan_conversion(tmp_path / "ckpt", ConvertOptions(groups=1, grouping="similar"))
     tensors = {name: entry.load() for name, entry in plan.attention[0].items()}
     weights = read_layer(plan.family, plan.shape, tensors)
-    merged = method_for(method)(weights, Merge(groups=HEADS, layer=0))
-    for name, tensor in write_layer(plan.family, weights, merged).items():
+    freedom, moments = plan.freedoms[0], Moments.unit(plan.shape.hidden_size)
+    assert similar_order(weights, HEADS, freedom, moments) == list(range(HEADS))
+    merged = method_for(method)(weights, Merge(groups=HEADS, layer=0, freedom=freedom, moments=moments))
+    for name, tensor in all_tensors(plan.family, merged).items():
         assert torch.equal(tensor, tensors[name]), name
 
 

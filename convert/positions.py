@@ -1,0 +1,74 @@
+"""What rotary positions leave free: which components of a layer's heads rotate together, and how fast.
+
+The angles are those of transformers' own rotary embedding for the checkpoint, so that every kind of scaling, per-layer
+base and partial rotation is the class's own.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gqa.convert.errors import UserError
+from gqa.convert.family import Family, HeadShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotation:
+    """How the components of a head turn with the position of its token.
+
+    Methods work in rotary order: the first components of all pairs, then the second ones, then what does not rotate.
+    """
+
+    angles: Tensor
+    """[pairs] float64, radians per position; empty where nothing rotates"""
+    order: Tensor
+    """[head_dim] int64: the components of a head in rotary order"""
+    context: int
+    """positions that the model is made for"""
+
+    @property
+    def pairs(self) -> int:
+        return len(self.angles)
+
+    @staticmethod
+    def none(head_dim: int, context: int = 1) -> "Rotation":
+        """Heads that know nothing of positions."""
+        return Rotation(
+            angles=torch.empty(0, dtype=torch.float64), order=torch.arange(head_dim), context=max(context, 1)
+        )
+
+
+def rotations(checkpoint: Path, family: Family, shape: HeadShape) -> list[Rotation]:
+    """Every layer's rotation.
+
+    Raises:
+        UserError: the configuration doesn't fit transformers' class.
+    """
+    from gqa.convert.skeleton import empty_model
+
+    model = empty_model(checkpoint, dtype=torch.float32, device=torch.device("cpu"), num_kv_heads=shape.num_kv_heads)
+    config = model.config.get_text_config(decoder=True)
+    context = int(getattr(config, "max_position_embeddings", 0) or 0)
+    still = Rotation.none(shape.head_dim, context)
+    if family.rotary == "none":
+        return [still] * shape.num_layers
+    buffers = {name.rpartition(".")[2]: buffer for name, buffer in model.named_buffers() if "rotary_emb" in name}
+    kinds = getattr(config, "layer_types", None) or [""] * shape.num_layers
+    turns = getattr(config, family.no_rope_key) if family.no_rope_key else [1] * shape.num_layers
+    found = []
+    for kind, turn in zip(kinds, turns, strict=True):
+        angles = buffers.get("inv_freq", buffers.get(f"{kind}_inv_freq"))
+        if angles is None:
+            raise UserError(f"{checkpoint}: transformers' {family.model_type} has no rotary angles for its layers")
+        found.append(_rotation(angles.double(), shape.head_dim, family.rotary, context) if turn else still)
+    return found
+
+
+def _rotation(angles: Tensor, head_dim: int, layout: str, context: int) -> Rotation:
+    pairs = len(angles)
+    turning = torch.arange(2 * pairs)
+    if layout == "interleaved":  # (0, 1), (2, 3), ...: firsts, then seconds
+        turning = turning.view(pairs, 2).T.flatten()
+    return Rotation(angles=angles, order=torch.cat([turning, torch.arange(2 * pairs, head_dim)]), context=context)
