@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gqa.convert.console import friendly_errors, progress_bar
+from gqa.convert.console import friendly_errors, progress_bar, step_bar
 from gqa.convert.method import method_names
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -16,56 +16,147 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 @app.command()
 def convert_command(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint directory, or a Hub id.")],
-    groups: Annotated[int, typer.Option("--groups", "-g", help="KV heads to keep; 1 is multi-query attention.")],
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            "--groups",
+            "-g",
+            metavar="N",
+            help="KV heads to keep; 1 is multi-query attention, auto as few as keep --max-loss.",
+        ),
+    ] = None,
+    kv_budget: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Instead: the share of the KV cache to keep, 0.25 say.")
+    ] = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(metavar="NATS", help="For --groups auto: a token's loss on held-out text of --calibration."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Where to write.  [default: CHECKPOINT-gqaG or CHECKPOINT-mqa]"),
     ] = None,
     method: Annotated[str, typer.Option(help=f"How heads merge: {', '.join(method_names())}.")] = "mean",
-    seed: Annotated[int, typer.Option(help="For --method random.")] = 0,
+    grouping: Annotated[
+        str,
+        typer.Option(help="Which heads share: contiguous, similar (lose least together), or auto, by the method."),
+    ] = "auto",
+    calibration: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Text to measure activations on: a file, a folder, or a dataset's name."),
+    ] = None,
+    calibration_tokens: Annotated[int, typer.Option(help="Tokens of it to use.")] = 65536,
+    fit: Annotated[
+        int | None,
+        typer.Option(metavar="TOKENS", help="Fit every layer on so many tokens of --calibration after merging it."),
+    ] = None,
+    fit_steps: Annotated[int, typer.Option(help="Optimiser steps of the fit for each layer.")] = 300,
+    text_column: Annotated[str, typer.Option(help="Key or column of the text, in --calibration.")] = "text",
+    subset: Annotated[str | None, typer.Option(help="Of a dataset: its subset.")] = None,
+    split: Annotated[str, typer.Option(help="Of a dataset: its split.")] = "train",
+    sequence_length: Annotated[
+        int | None, typer.Option(help="Tokens of a calibration window.  [default: 2048, or the model's positions]")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where calibration runs: auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    compute_dtype: Annotated[str, typer.Option(help="What calibration computes in: auto, float32, bfloat16.")] = "auto",
+    seed: Annotated[int, typer.Option(help="For --method random, and for drawing calibration windows.")] = 0,
     dtype: Annotated[
         str | None, typer.Option(help="Cast the weights: float32, float16 or bfloat16.  [default: as they are]")
     ] = None,
     max_shard_size: Annotated[str, typer.Option(help="Upper bound of a weight file.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write nothing; print the plan and what every method would lose.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="With --dry-run: layer by layer, all of them.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as one JSON document.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Merge the K/V heads of a checkpoint into groups: multi-head in, grouped-query out.
 
     The output loads with stock transformers. The input is never modified, no model is built and no code of the
-    checkpoint is run; a 70B checkpoint needs the memory of two layers' attention.
+    checkpoint is run; a 70B checkpoint needs the memory of one layer's attention.
 
     \b
     Examples:
       gqa-convert --groups 8 ./llama-2-7b              # writes ./llama-2-7b-gqa8
       gqa-convert -g 1 ./llama-2-7b -o ./llama-2-mqa   # multi-query attention
-      gqa-convert -g 8 meta-llama/Llama-2-7b-hf --dry-run
+      gqa-convert meta-llama/Llama-2-7b-hf --dry-run   # what each method would lose with each number of KV heads
+      gqa-convert --groups auto --max-loss 0.05 --method lowrank --calibration text.jsonl ./llama-2-7b
     """  # noqa: D301 - a raw string would hide \b from click, which then breaks these lines anew
     with friendly_errors():
         from rich.console import Console
 
+        from gqa.convert.calibration import CalibrationOptions
+        from gqa.convert.choosing import Wish, chosen
+        from gqa.convert.forecast_view import show_choice, show_hint, show_preview
+        from gqa.convert.hint import better_method
+        from gqa.convert.layerfit import FitOptions
         from gqa.convert.options import build_options
-        from gqa.convert.plan import ConvertOptions, plan_conversion
+        from gqa.convert.preview import preview
         from gqa.convert.rewrite import default_output, write_conversion
         from gqa.convert.source import resolve_checkpoint
-        from gqa.convert.view import show_plan, show_result
+        from gqa.convert.view import show_result
 
         started = time.monotonic()
-        given = {"groups": groups, "method": method, "seed": seed, "dtype": dtype, "max_shard_size": max_shard_size}
-        options = build_options(ConvertOptions, given, "options")
-        plan = plan_conversion(resolve_checkpoint(checkpoint), options)
-        target = output or default_output(checkpoint, groups)
-        console = Console(quiet=quiet or as_json)
-        if dry_run:
-            show_plan(plan, console)
+        sampling = {
+            "data": calibration,
+            "tokens": fit or calibration_tokens,
+            "text_column": text_column,
+            "subset": subset,
+            "split": split,
+            "sequence_length": sequence_length,
+            "device": device,
+            "dtype": compute_dtype,
+            "seed": seed,
+        }
+        wish = Wish(
+            groups=groups,
+            kv_budget=kv_budget,
+            max_loss=max_loss,
+            calibration=build_options(CalibrationOptions, sampling, "options") if calibration else None,
+            optional=dry_run,
+        )
+        fitting = build_options(FitOptions, {"steps": fit_steps, "seed": seed}, "options") if fit else None
+        given = {"method": method, "fit": fitting, "grouping": grouping, "seed": seed, "dtype": dtype}
+        options = wish.options(given | {"max_shard_size": max_shard_size})
+        silent = quiet or as_json
+        console = Console(quiet=silent)
+
+        def output_for(number: int) -> Path:
+            return output or default_output(checkpoint, number)
+
+        source, report = resolve_checkpoint(checkpoint), None
+        with (
+            step_bar(quiet=silent or not (calibration or dry_run)) as progress,
+            chosen(source, wish, options, output_for, overwrite=overwrite, progress=progress) as choice,
+        ):
+            plan = choice.plan
+            target = output_for(plan.options.groups)
+            if dry_run:
+                report = preview(choice, wish, every_layer=verbose, progress=progress)
+            else:
+                with progress_bar(f"Writing {target.name}", plan.total_bytes, quiet=silent) as advance:
+                    write_conversion(
+                        plan,
+                        target,
+                        overwrite=overwrite,
+                        advance=advance,
+                        progress=progress,
+                        layers=choice.layers,
+                        facts=choice.record,
+                    )
+        if report:
+            show_preview(report, checkpoint, console, every_layer=verbose)
         else:
-            with progress_bar(f"Writing {target.name}", plan.total_bytes, quiet=quiet or as_json) as advance:
-                write_conversion(plan, target, overwrite=overwrite, advance=advance)
+            show_choice(choice, console)
             show_result(plan, target, time.monotonic() - started, console)
+            show_hint(None if silent else better_method(plan), checkpoint, plan.options.groups, console)
         if as_json:
-            typer.echo(json.dumps(plan.to_json() | {"output": None if dry_run else str(target)}))
+            said = report.to_json(checkpoint) if report else plan.to_json() | choice.record
+            typer.echo(json.dumps({**said, "output": None if dry_run else str(target)}))
 
 
 def main() -> None:

@@ -1,10 +1,16 @@
 """The story of a conversion: plan, stream every tensor from disk to disk, merge heads on the way, say what was done."""
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 
+from gqa.convert.ahead import LayerStore, layers_ahead
+from gqa.convert.calibration import Progress
 from gqa.convert.config import converted_config
 from gqa.convert.directory import atomic_directory, check_output, check_space, disk_errors
-from gqa.convert.merging import MergedLayers
+from gqa.convert.ondemand import MergedLayers
 from gqa.convert.plan import ConvertOptions, Plan, plan_conversion
 from gqa.convert.provenance import new_stage, read_stages, write_stages
 from gqa.convert.sidefiles import copy_side_files, write_config
@@ -23,33 +29,55 @@ def convert(
     *,
     overwrite: bool = False,
     advance: Advance = ignore_progress,
+    progress: Progress = lambda *_: None,
 ) -> Plan:
     """Convert the checkpoint directory `checkpoint` into the new directory `output`.
 
-    At most two layers' attention weights are in memory at a time. The output appears whole or not at all.
+    One layer's attention weights are in memory at a time. The output appears whole or not at all.
 
     Args:
         overwrite: replace `output` if it exists.
         advance: called with numbers of bytes written, which add up to the plan's `total_bytes`.
+        progress: called during calibration, which comes before writing: what is done, how much of it, of how much.
 
     Raises:
         UserError: the input, the options or the output can't be used; nothing is left behind.
     """
     plan = plan_conversion(checkpoint, options)
-    write_conversion(plan, output, overwrite=overwrite, advance=advance)
+    write_conversion(plan, output, overwrite=overwrite, advance=advance, progress=progress)
     return plan
 
 
-def write_conversion(plan: Plan, output: Path, *, overwrite: bool = False, advance: Advance = ignore_progress) -> None:
-    """Carry out a plan. See `convert`."""
+def write_conversion(
+    plan: Plan,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    advance: Advance = ignore_progress,
+    progress: Progress = lambda *_: None,
+    layers: LayerStore | None = None,
+    facts: Mapping[str, object] = MappingProxyType({}),
+) -> None:
+    """Carry out a plan. See `convert`.
+
+    Args:
+        progress: told what is done before writing begins.
+        layers: the plan's layers, if they are made already.
+        facts: more for the conversion's entry in `gqa.json`.
+    """
     check_output(output, [plan.checkpoint], overwrite=overwrite)
     check_space(output, plan.total_bytes)
     with disk_errors(output), atomic_directory(output, overwrite=overwrite) as work:
-        with MergedLayers(plan) as layers:
-            write_shards(work, plan_shards(plan.tensors, plan.options.max_shard_bytes), layers.take, advance)
+        with _made(plan, output, progress) if layers is None else nullcontext(layers) as made:
+            write_shards(work, plan_shards(plan.tensors, plan.options.max_shard_bytes), made.take, advance)
         copy_side_files(plan.checkpoint, work)
         write_config(work, converted_config(plan.config, plan.options.groups, plan.options.dtype))
-        write_stages(work, [*read_stages(plan.checkpoint), conversion_stage(plan)])
+        write_stages(work, [*read_stages(plan.checkpoint), {**conversion_stage(plan, made.records), **facts}])
+
+
+def _made(plan: Plan, output: Path, progress: Progress) -> AbstractContextManager[LayerStore | MergedLayers]:
+    """The plan's layers: made ahead where they need calibration, and otherwise when they are asked for."""
+    return layers_ahead(plan, output, progress) if plan.options.calibration else MergedLayers(plan)
 
 
 def default_output(checkpoint: str, groups: int) -> Path:
@@ -62,16 +90,21 @@ def default_output(checkpoint: str, groups: int) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def conversion_stage(plan: Plan) -> dict[str, object]:
-    """The conversion's entry in `gqa.json`."""
+def conversion_stage(plan: Plan, records: Mapping[int, Mapping[str, object]]) -> dict[str, object]:
+    """The conversion's entry in `gqa.json`, with what became of every layer."""
     return new_stage(
         "convert",
         plan.checkpoint,
         model_type=plan.family.model_type,
         method=plan.options.method,
+        grouping="similar" if plan.options.moves_heads else "contiguous",
+        restrictions=plan.restrictions,
+        calibration=plan.options.calibration and asdict(plan.options.calibration),
+        fit=plan.options.fit and asdict(plan.options.fit),
         seed=plan.options.seed,
         dtype=plan.options.dtype,
         num_heads=plan.shape.num_heads,
         kv_heads_before=[layer.kv_heads_before for layer in plan.layers],
         kv_heads_after=[layer.kv_heads_after for layer in plan.layers],
+        layers=[dict(records[layer]) for layer in sorted(records)],
     )

@@ -1,20 +1,22 @@
-"""Streaming sharded safetensors: the whole layout is known before the first byte, and every byte is written once."""
+"""Streaming sharded safetensors: every byte's place is known before the first is written, and each is written once."""
 
 import json
 import math
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gqa.convert.tensors import DTYPE_NAMES, TensorEntry
-from gqa.convert.transfer import copy_range, write_all
+from gqa.convert.transfer import copy_range, write_at
 
 _CAST_ELEMENTS = 16 << 20
 
@@ -56,42 +58,90 @@ def plan_shards(tensors: Iterable[OutputTensor], max_shard_size: int) -> list[li
 def write_shards(directory: Path, shards: Sequence[Sequence[OutputTensor]], produce: Produce, advance: Advance) -> None:
     """Write `model.safetensors`, or numbered shards and their index, into `directory`.
 
+    Bytes that stand in a source file are copied by a thread; meanwhile the caller's makes and writes what is produced.
+
     Args:
         produce: called once, in writing order, for every tensor without a source.
-        advance: called with the number of bytes written since the last call.
+        advance: called, from both threads, with the number of bytes written since its last call.
 
     Raises:
         OSError: the disk is full or fails.
     """
-    if len(shards) == 1:
-        _write_file(directory / "model.safetensors", shards[0], produce, advance)
-        return
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(directory / name, shard, produce, advance)
-        weight_map |= {tensor.name: name for tensor in shard}
-    total = sum(tensor.nbytes for shard in shards for tensor in shard)
+    files = [_lay_out(directory / name, shard) for name, shard in zip(_file_names(len(shards)), shards, strict=True)]
+    for file in files:
+        file.path.write_bytes(file.header)
+    if len(files) > 1:
+        _write_index(directory / "model.safetensors.index.json", files)
+    stopped = Event()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        copying = pool.submit(_write_copies, files, advance, stopped)
+        try:
+            for file in files:
+                _write_produced(file, produce, advance, copying)
+            copying.result()
+        finally:
+            stopped.set()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """A file to write, every byte's place known."""
+
+    path: Path
+    header: bytes
+    places: list[tuple[int, OutputTensor]]
+    """every tensor with its position in the file, in order"""
+
+
+def _lay_out(path: Path, tensors: Sequence[OutputTensor]) -> _File:
+    header = _header(tensors)
+    ends = accumulate((tensor.nbytes for tensor in tensors), initial=len(header))
+    return _File(path=path, header=header, places=list(zip(ends, tensors, strict=False)))
+
+
+def _file_names(count: int) -> list[str]:
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def _write_index(path: Path, files: Sequence[_File]) -> None:
+    weight_map = {tensor.name: file.path.name for file in files for _, tensor in file.places}
+    total = sum(tensor.nbytes for file in files for _, tensor in file.places)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_file(path: Path, tensors: Sequence[OutputTensor], produce: Produce, advance: Advance) -> None:
-    with ExitStack() as stack:
-        target = stack.enter_context(path.open("wb", buffering=0)).fileno()
-        sources: dict[Path, int] = {}
-        write_all(target, memoryview(_header(tensors)))
-        for run in _runs(tensors):
-            if not _is_copy(run[0]):
-                for data in _values(run[0], produce):
-                    write_all(target, data)
-                    advance(len(data))
+def _write_copies(files: Sequence[_File], advance: Advance, stopped: Event) -> None:
+    """Copy everything that is copied, file after file, until the end or until `stopped`."""
+
+    def advance_unless_stopped(nbytes: int) -> None:
+        advance(nbytes)
+        if stopped.is_set():
+            raise CancelledError
+
+    for file in files:
+        with ExitStack() as stack:
+            target = stack.enter_context(file.path.open("r+b", buffering=0)).fileno()
+            sources: dict[Path, int] = {}
+            for position, entry, count in _runs(file.places):
+                if entry.file not in sources:
+                    sources[entry.file] = stack.enter_context(entry.file.open("rb")).fileno()
+                copy_range(sources[entry.file], entry.offset, target, position, count, advance_unless_stopped)
+
+
+def _write_produced(file: _File, produce: Produce, advance: Advance, copying: Future[None]) -> None:
+    """Write everything in the file that is not copied, unless the copying has failed."""
+    with file.path.open("r+b", buffering=0) as target:
+        for position, tensor in file.places:
+            if _is_copy(tensor):
                 continue
-            entry = run[0].source
-            assert entry is not None
-            if entry.file not in sources:
-                sources[entry.file] = stack.enter_context(entry.file.open("rb")).fileno()
-            copy_range(sources[entry.file], entry.offset, sum(tensor.nbytes for tensor in run), target, advance)
+            if copying.done():
+                copying.result()
+            for data in _values(tensor, produce):
+                write_at(target.fileno(), position, data)
+                position += len(data)
+                advance(len(data))
 
 
 def _header(tensors: Sequence[OutputTensor]) -> bytes:
@@ -130,21 +180,18 @@ def _is_copy(tensor: OutputTensor) -> bool:
     return tensor.source is not None and tensor.source.dtype == tensor.dtype
 
 
-def _runs(tensors: Sequence[OutputTensor]) -> Iterator[list[OutputTensor]]:
-    """Neighbours that are copied and lie side by side in one source file, together; everything else alone."""
-    starts: list[int] = []
-    for index, tensor in enumerate(tensors):
-        previous = tensors[index - 1] if index else None
-        joins = previous is not None and _is_copy(previous) and _is_copy(tensor) and _adjacent(previous, tensor)
-        starts.append(starts[-1] if joins else index)
-    for _, run in groupby(zip(starts, tensors, strict=True), key=lambda pair: pair[0]):
-        yield [tensor for _, tensor in run]
+def _runs(places: Sequence[tuple[int, OutputTensor]]) -> Iterator[tuple[int, TensorEntry, int]]:
+    """What is copied, neighbours in both files together: the position, the first tensor's entry, and the bytes."""
 
+    def moved(place: tuple[int, OutputTensor]) -> tuple[Path, int] | None:
+        position, tensor = place
+        return (tensor.source.file, position - tensor.source.offset) if tensor.source and _is_copy(tensor) else None
 
-def _adjacent(left: OutputTensor, right: OutputTensor) -> bool:
-    assert left.source is not None
-    assert right.source is not None
-    return left.source.file == right.source.file and left.source.offset + left.source.nbytes == right.source.offset
+    for move, neighbours in groupby(places, key=moved):
+        run = list(neighbours)
+        position, first = run[0]
+        if move is not None and first.source is not None:
+            yield position, first.source, sum(tensor.nbytes for _, tensor in run)
 
 
 def _values(tensor: OutputTensor, produce: Produce) -> Iterator[memoryview]:

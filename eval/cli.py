@@ -88,8 +88,8 @@ def evaluate(
 def _evaluate(
     checkpoints: list[str], options: EvalOptions, output: Path | None, *, overwrite: bool, as_json: bool
 ) -> None:
+    from gqa.convert.pretrained import quiet_transformers
     from gqa.eval.evaluate import evaluate as run
-    from gqa.eval.model import quiet_transformers
     from gqa.eval.processes import leave_processes, speaks
     from gqa.eval.screen import progress_bar
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gqa.convert.data import local_path
 from gqa.convert.directory import check_output
 from gqa.convert.errors import UserError
 from gqa.convert.provenance import fingerprint
 from gqa.convert.tensors import weight_files
 from gqa.eval.cache import cache_size
-from gqa.eval.data import local_path
 from gqa.eval.model import load_model
 from gqa.eval.options import EvalOptions
 from gqa.eval.perplexity import batches, default_batch_size, token_nlls

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gqa.convert.device import choose_device
 from gqa.convert.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def join_processes(device: str) -> Processes:
     """
     import torch
 
-    chosen = _choose_device(device)
+    chosen = choose_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes(0, 1, chosen)
     from accelerate import PartialState
@@ -85,22 +86,3 @@ def leave_processes() -> None:
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def _choose_device(device: str) -> "torch.device":
-    import torch
-    from accelerate.utils import parse_flag_from_env
-
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if device == "auto":
-        on_cpu = accelerator is None or parse_flag_from_env("ACCELERATE_USE_CPU")
-        return torch.device("cpu" if on_cpu else accelerator.type)
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"no device {device!r}; write auto, cpu, cuda, cuda:1 or mps") from None
-    there = chosen.type == "cpu" or (accelerator is not None and chosen.type == accelerator.type)
-    if not there or (chosen.index or 0) >= max(1, torch.accelerator.device_count()):
-        known = f"cpu and {accelerator.type}" if accelerator else "cpu only"
-        raise UserError(f"this machine has no device {device} ({known})")
-    return chosen

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gqa.convert.data import read_documents
 from gqa.convert.errors import UserError
+from gqa.convert.pretrained import load_config, load_tokenizer
 from gqa.convert.source import resolve_checkpoint
 from gqa.convert.tensors import weight_files
-from gqa.eval.data import read_documents
 from gqa.eval.estimate import Sample, choose_sample
-from gqa.eval.model import load_config, load_tokenizer
 from gqa.eval.options import EvalOptions
 from gqa.eval.perplexity import Window, token_windows
 from gqa.eval.text import TokenText, tokenise

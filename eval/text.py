@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from gqa.convert.errors import UserError
+from gqa.convert.pretrained import adds_bos
 from gqa.eval.options import Documents, EvalOptions
 
 if TYPE_CHECKING:
@@ -171,18 +172,13 @@ def _utf8_lengths(text: str) -> np.ndarray:
 def _bos(tokenizer: "PreTrainedTokenizerBase", options: EvalOptions) -> tuple[BosPlace, int | None]:
     place = options.bos
     if place == "auto":
-        place = "always" if _adds_bos(tokenizer) else "never"
+        place = "always" if adds_bos(tokenizer) else "never"
     if place == "never":
         return place, None
     bos = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if bos is None:
         raise UserError(f"the tokenizer has neither a BOS nor an end-of-text token, which bos={place} needs; use never")
     return place, bos
-
-
-def _adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    ids, plain = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
-    return tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id and ids != plain
 
 
 def _eos(tokenizer: "PreTrainedTokenizerBase") -> int:

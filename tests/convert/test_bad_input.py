@@ -139,7 +139,7 @@ def test_groups_that_do_not_fit(refuse, checkpoint, groups, says):
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [
-        ("--method", "meen", "unknown method 'meen' (did you mean 'mean'?); known: first, mean, random"),
+        ("--method", "meen", "unknown method 'meen' (did you mean 'mean'?); known: aligned, first, "),
         ("--dtype", "bfloat", "unknown dtype 'bfloat' (did you mean 'bfloat16'?)"),
         ("--max-shard-size", "huge", "max_shard_size is 'huge'; write a size such as 5GB or 500MB"),
     ],

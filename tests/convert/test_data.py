@@ -9,8 +9,8 @@ import pyarrow.parquet
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 
+from gqa.convert.data import local_path, read_documents
 from gqa.convert.errors import UserError
-from gqa.eval.data import local_path, read_documents
 
 
 def read(path: Path | str, **given) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gqa.convert.errors import UserError, did_you_mean
+from gqa.convert.errors import UserError, did_you_mean, first_line
 
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _FOLDER_SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -121,7 +121,7 @@ def _read_parquet(path: Path, text_column: str) -> Iterator[str]:
                     row += 1
                     yield _text_of({text_column: text}, text_column, f"{path}, row {row}")
     except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path} is not a Parquet file, or a damaged one: {_first_line(error)}") from error
+        raise UserError(f"{path} is not a Parquet file, or a damaged one: {first_line(error)}") from error
 
 
 def _read_dataset(name: str, text_column: str, subset: str | None, split: str) -> Iterator[str]:
@@ -131,12 +131,12 @@ def _read_dataset(name: str, text_column: str, subset: str | None, split: str) -
     try:
         rows = datasets.load_dataset(name, subset, split=split, streaming=True)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:  # its ways to say: no such name, subset, split
-        raise UserError(f"the dataset {name} (split {split}) can't be loaded: {_first_line(error)}") from error
+        raise UserError(f"the dataset {name} (split {split}) can't be loaded: {first_line(error)}") from error
     try:
         for number, row in enumerate(rows, start=1):
             yield _text_of(row, text_column, f"{name}, split {split}, row {number}")
     except OSError as error:
-        raise UserError(f"reading the dataset {name} broke off: {_first_line(error)}; try again") from error
+        raise UserError(f"reading the dataset {name} broke off: {first_line(error)}; try again") from error
 
 
 def _text_of(row: dict[str, Any], text_column: str, where: str) -> str:
@@ -167,8 +167,3 @@ def _decode(raw: bytes, path: Path, offset: int) -> str:
     except UnicodeDecodeError as error:
         byte = f"byte 0x{raw[error.start]:02x} at offset {offset + error.start}"
         raise UserError(f"{path} is not UTF-8 text ({byte}); convert it to UTF-8") from None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,145 @@
+"""Calibration: windows of tokens drawn from the user's text, and what enters every layer's attention on them.
+
+The model is run layer by layer (`convert/staged.py`): in memory are one layer, the hidden states of all windows and
+the layer's running moments, whatever the size of the model.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gqa.convert.data import read_documents
+from gqa.convert.device import choose_device
+from gqa.convert.errors import UserError, did_you_mean
+from gqa.convert.moments import Moments, MomentSums, watched
+from gqa.convert.pretrained import load_config, load_tokenizer
+from gqa.convert.staged import StagedModel
+from gqa.convert.tensors import read_entries
+from gqa.convert.windows import draw_windows
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_WINDOW = 2048  # tokens, unless the model is made for fewer
+_TOKENS_AT_ONCE = 4096  # in a pass through a layer: enough to keep the machine busy
+_WIDE = 1024  # hidden size from which the precision of a CPU's products is traded for their speed
+
+Progress = Callable[[str, int, int], None]
+"""called with what is being done, how much of it is done and how much there is"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """On what text, and how, a checkpoint is calibrated."""
+
+    data: str
+    """a text file, a .jsonl or .parquet file, a folder of these, or a dataset on the Hub"""
+    text_column: str = "text"
+    """the key or column that holds the text"""
+    subset: str | None = None
+    """of a dataset: its subset"""
+    split: str = "train"
+    """of a dataset: its split"""
+    tokens: int = 65536
+    """tokens to calibrate on, rounded up to whole windows"""
+    held_out_tokens: int = 16384
+    """tokens held out to check on, from documents of their own, beside those"""
+    sequence_length: int | None = None
+    """tokens of a window (default: 2048, or as many as the model is made for if these are fewer)"""
+    seed: int = 0
+    """draws the windows"""
+    device: str = "auto"
+    """where to compute: auto (the accelerator where there is one), cpu, cuda, cuda:1, mps"""
+    dtype: str = "auto"
+    """what to compute in: float32, bfloat16 or float16; auto is the checkpoint's own where the device is fast at it"""
+
+    def __post_init__(self) -> None:
+        for name, least in (("tokens", 1), ("held_out_tokens", 0), ("sequence_length", 2)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"calibration: {name} is {value}; it must be at least {least}")
+        if self.dtype not in _DTYPES:
+            near = did_you_mean(self.dtype, _DTYPES)
+            raise UserError(f"calibration: unknown dtype {self.dtype!r}{near}; known: {', '.join(_DTYPES)}")
+
+
+def stage(checkpoint: Path, options: CalibrationOptions, *, groups: int | None = None) -> StagedModel:
+    """The checkpoint, ready to be run on the device and in the dtype that `options` name.
+
+    Raises:
+        UserError: there is no such device, or the checkpoint can't be used.
+    """
+    device = choose_device(options.device)
+    dtype = _own_dtype(checkpoint, device) if options.dtype == "auto" else getattr(torch, options.dtype)
+    return StagedModel(checkpoint, dtype=dtype, device=device, groups=groups)
+
+
+def calibration_windows(checkpoint: Path, options: CalibrationOptions) -> tuple[Tensor, Tensor]:
+    """Token ids to calibrate on and others, of other documents, to check on: [n, length] and [m, length] int64.
+
+    Windows are drawn from all over the data; see `draw_windows`.
+
+    Raises:
+        UserError: the data can't be read or hold too little text; the checkpoint has no tokenizer that fits it.
+    """
+    config, tokenizer = load_config(checkpoint), load_tokenizer(checkpoint)
+    positions = getattr(config, "max_position_embeddings", None) or _WINDOW
+    length = options.sequence_length or min(_WINDOW, positions)
+    if length > positions:
+        raise UserError(
+            f"sequence length {length} is more than the {positions} positions of {checkpoint}; ask for less"
+        )
+    documents = read_documents(
+        options.data, text_column=options.text_column, subset=options.subset, split=options.split
+    )
+    counts = math.ceil(options.tokens / length), math.ceil(options.held_out_tokens / length)
+    train, held_out = draw_windows(documents, tokenizer, length=length, counts=counts, seed=options.seed)
+    if (highest := int(torch.cat([train, held_out]).max())) >= config.vocab_size:
+        raise UserError(
+            f"the tokenizer of {checkpoint} makes token {highest}, but its model knows {config.vocab_size} tokens; "
+            "restore the tokenizer that belongs to the model"
+        )
+    return train, held_out
+
+
+@torch.no_grad()
+def layer_moments(
+    staged: StagedModel, ids: Tensor, *, batch: int | None = None, progress: Progress = lambda *_: None
+) -> Iterator[tuple[int, Moments]]:
+    """Run the original model once over `ids`, and yield every layer with the moments of what enters its projections.
+
+    Args:
+        staged: the checkpoint.
+        ids: [n, length] token ids. Their hidden states are held in host memory, in the model's dtype.
+        batch: windows run through a layer at once; None: about 4096 tokens' worth.
+        progress: told after every batch how many tokens have gone through how many layers.
+    """
+    count, length = ids.shape
+    hidden = staged.embed(ids)  # [n, length, hidden_size]
+    for layer in range(staged.num_layers):
+        sums = MomentSums(staged.shape.hidden_size, staged.device)
+        with staged.layer(layer) as run, watched(run.projection, sums):
+            for rows in torch.arange(count).split(batch or max(1, _TOKENS_AT_ONCE // length)):
+                part = slice(int(rows[0]), int(rows[-1]) + 1)
+                hidden[part] = run(hidden[part])
+                done = layer * count + part.stop
+                progress(f"layer {layer + 1} of {staged.num_layers}", done * length, staged.num_layers * ids.numel())
+        yield layer, sums.finish()
+
+
+def _own_dtype(checkpoint: Path, device: torch.device) -> torch.dtype:
+    """The dtype that the weights are stored in where the device is fast at it and it pays, float32 elsewhere."""
+    sizes = Counter[torch.dtype]()
+    for entry in read_entries(checkpoint).values():
+        sizes[entry.dtype] += entry.nbytes
+    (stored, _), *_ = sizes.most_common()
+    if stored not in (torch.bfloat16, torch.float16):
+        return torch.float32
+    if device.type != "cpu":
+        return stored
+    wide = load_config(checkpoint).hidden_size >= _WIDE
+    fast = stored == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
+    return stored if wide and fast else torch.float32

@@ -1,0 +1,220 @@
+"""Fitting one layer: its attention, fed by converted layers, learns to put out what the original's would have.
+
+What the layer must match is the residual stream behind the original's attention: the drift of the layers below is
+made good as far as this attention can (reconstruction as in GPTQ and BRECQ, for heads). The original is an oracle for
+windows that no text has produced, see `convert/streams.py`.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gqa.convert.attention import AttentionWeights
+from gqa.convert.errors import UserError
+from gqa.convert.muon import Muon
+from gqa.convert.residual import Residual
+from gqa.convert.streams import Streams
+
+_BIASES = {"q": "q_bias", "k": "k_bias", "v": "v_bias"}
+_TOKENS_AT_ONCE = 8192  # through the layer with gradients
+_CHECKS = 4  # of the held-out error, spread over the steps
+_WARMUP = 0.03  # share of the steps
+_PASSES = 20  # over the text, from which it is varied
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How layers are fitted."""
+
+    steps: int = 300
+    """optimiser steps for each layer"""
+    step_tokens: int | None = None
+    """tokens of a step (default: eight for each dimension of the hidden states)"""
+    learning_rate: float = 0.02
+    """the largest step, as a share of the root mean square of what it moves: the same for models of every width"""
+    segment: int | None = None
+    """tokens of the pieces that training windows are spliced from (default: 64 where the steps go over the text more
+    than 20 times, and otherwise whole windows as they are)"""
+    blend: float | None = None
+    """how much of a training window, at most, is another window's hidden states (default: 0.5 and 0, likewise)"""
+    seed: int = 0
+    """draws the training windows"""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "step_tokens", "segment"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"fit: {name} is {value}; it must be at least 1")
+        if not 0 < self.learning_rate < 1:
+            raise UserError(f"fit: learning_rate is {self.learning_rate}; it must lie between 0 and 1")
+        if self.blend is not None and not 0 <= self.blend <= 1:
+            raise UserError(f"fit: blend is {self.blend}; it must lie between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFit:
+    """What a fit did to a layer. Errors are mean squares, as shares of that of the original attention's output."""
+
+    before: float
+    """error on calibration windows, before"""
+    after: float
+    """the same, after"""
+    held_out_before: float
+    """error on windows that the fit has not seen, before"""
+    held_out_after: float
+    """the same, after; never more than before, because a layer that does not improve is left as it was"""
+    steps: int
+    """after how many the held-out error was lowest; 0: the layer is as it was"""
+    seconds: float
+
+
+Progress = Callable[[int], None]
+"""called with the number of steps done"""
+
+
+def fit_layer(
+    original: Residual,
+    converted: Residual,
+    start: AttentionWeights,
+    *,
+    train: Streams,
+    held_out: Streams,
+    options: FitOptions,
+    layer: int = 0,
+    progress: Progress = lambda _: None,
+) -> tuple[AttentionWeights, LayerFit]:
+    """Fit q, k, v and o of one layer, and the biases of the first three.
+
+    Args:
+        original: the layer of the original model.
+        converted: the layer of the converted model; its own q, k, v and o are not used.
+        start: what the closed form gave.
+        train: what enters the layer in both models, to learn from.
+        held_out: the same, of other text, to decide by.
+        options: how.
+        layer: the layer's number, for the seed.
+        progress: told after every step.
+
+    Returns:
+        The fitted weights in float32 in host memory, and what the fit did. Where nothing was gained the weights are
+        `start` itself.
+    """
+    began = time.monotonic()
+    seen, unseen = (_Gauge(original, converted, streams) for streams in (train[: len(held_out)], held_out))
+    before, held_out_before = seen.error(start), unseen.error(start)
+    best, lowest, best_step = start, held_out_before, 0
+    checks = {options.steps * check // _CHECKS for check in range(1, _CHECKS + 1)}
+    for step, weights in enumerate(_descent(original, converted, start, train, options, layer), start=1):
+        if step in checks and (error := unseen.error(weights)) < lowest:
+            best, lowest, best_step = _snapshot(weights), error, step
+        progress(step)
+    return best, LayerFit(
+        before=before,
+        after=seen.error(best),
+        held_out_before=held_out_before,
+        held_out_after=lowest,
+        steps=best_step,
+        seconds=time.monotonic() - began,
+    )
+
+
+class _Gauge:
+    """Measures weights on fixed windows."""
+
+    @torch.no_grad()
+    def __init__(self, original: Residual, converted: Residual, streams: Streams) -> None:
+        self._converted, self._streams = converted, streams
+        self._wanted = torch.cat([original(part.original).cpu() for part in _portions(streams)])
+        self._scale = _mean_square(self._wanted - streams.original)
+
+    @torch.no_grad()
+    def error(self, weights: AttentionWeights) -> float:
+        """Mean square of what is off behind the attention, as a share of that of the original's attention output."""
+        squares, start = 0.0, 0
+        for part in _portions(self._streams):
+            wanted = self._wanted[start : start + len(part)].to(self._converted.device)
+            squares += (self._converted(part.converted, weights) - wanted).square().sum().item()
+            start += len(part)
+        return squares / self._wanted.numel() / self._scale
+
+
+def _descent(
+    original: Residual,
+    converted: Residual,
+    start: AttentionWeights,
+    train: Streams,
+    options: FitOptions,
+    layer: int,
+) -> Iterator[AttentionWeights]:
+    """The weights after every step; they share memory with those of the next."""
+    parts = {name: _with_bias(start, name).to(converted.device).requires_grad_() for name in "qkvo"}
+    optimiser = Muon(parts.values())
+    generator = torch.Generator().manual_seed(options.seed * 1_000_003 + layer)
+    length, hidden_size = train.original.shape[1:]
+    windows = math.ceil((options.step_tokens or 8 * hidden_size) / length)
+    segment, blend = _augmentation(options, passes=options.steps * windows / len(train), length=length)
+    for step in range(options.steps):
+        for count in _portion_sizes(windows, length):
+            batch = train.augmented(count, segment=segment, blend=blend, generator=generator)
+            with torch.no_grad():
+                wanted = original(batch.original)
+            off = converted(batch.converted, _assemble(start, parts)) - wanted
+            off.square().sum().backward()  # Muon's steps don't depend on the scale of the loss
+        optimiser.step(options.learning_rate * _schedule(step, options.steps))
+        yield _assemble(start, parts)
+
+
+def _augmentation(options: FitOptions, *, passes: float, length: int) -> tuple[int, float]:
+    """Segment and blend: little text is learnt by heart unless it is varied; much text teaches best as it is."""
+    varied = passes > _PASSES
+    segment = options.segment or (64 if varied else length)
+    return segment, options.blend if options.blend is not None else 0.5 * varied
+
+
+def _schedule(step: int, steps: int) -> float:
+    """A short linear rise, then half a cosine to zero."""
+    rise = min(1.0, (step + 1) / max(1.0, _WARMUP * steps))
+    return rise * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _with_bias(weights: AttentionWeights, name: str) -> Tensor:
+    """A fresh float32 copy of a part, its bias as one more column. [heads, rows, columns]."""
+    weight = getattr(weights, name)
+    bias = getattr(weights, _BIASES[name]) if name in _BIASES else None
+    return (weight if bias is None else torch.cat([weight, bias[..., None]], dim=2)).float().clone()
+
+
+def _assemble(start: AttentionWeights, parts: dict[str, Tensor]) -> AttentionWeights:
+    """`start` with q, k, v, o and their biases from `parts`."""
+    changed = {name: part[..., : getattr(start, name).shape[2]] for name, part in parts.items()}
+    biases = {bias: parts[name][..., -1] for name, bias in _BIASES.items() if getattr(start, bias) is not None}
+    return replace(start, **changed, **biases)
+
+
+@torch.no_grad()
+def _snapshot(weights: AttentionWeights) -> AttentionWeights:
+    def copy(part: Tensor) -> Tensor:
+        return part.detach().cpu().clone()
+
+    return weights.map_kv(copy).map_queries(copy)
+
+
+def _portions(streams: Streams) -> Iterator[Streams]:
+    """The windows, as many at once as there is room for."""
+    start = 0
+    for count in _portion_sizes(len(streams), streams.original.shape[1]):
+        yield streams[start : start + count]
+        start += count
+
+
+def _portion_sizes(windows: int, length: int) -> list[int]:
+    at_once = max(1, _TOKENS_AT_ONCE // length)
+    return [min(at_once, windows - start) for start in range(0, windows, at_once)]
+
+
+def _mean_square(tensor: Tensor) -> float:
+    return max(tensor.float().square().mean().item(), torch.finfo(torch.float32).tiny)

@@ -1,0 +1,109 @@
+"""A checkpoint's configuration and tokenizer as transformers reads them; what its loaders report, as a sentence."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gqa.convert.errors import UserError, did_you_mean, first_line
+from gqa.convert.source import read_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+
+def load_config(checkpoint: Path) -> "PreTrainedConfig":
+    """The configuration of the checkpoint's language model (the text part of a model that has several).
+
+    Raises:
+        UserError: the installed transformers has no causal language model of that type, or the values don't fit it.
+    """
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    raw = read_config(checkpoint)
+    model_type = raw.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        if "auto_map" in raw:
+            raise UserError(
+                f"{checkpoint} needs its own code to run, which is not trusted; convert it to a stock class"
+            )
+        known = did_you_mean(str(model_type), CONFIG_MAPPING)
+        raise UserError(
+            f"{checkpoint}: the model type {model_type!r} is unknown to transformers{known}; mend config.json"
+        )
+    with _damage(f"the config.json of {checkpoint} can't be used"):
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"{checkpoint} is a {model_type}, which is no causal language model; perplexity needs one")
+    text_config = config.get_text_config(decoder=True)
+    if not getattr(text_config, "num_attention_heads", None):
+        raise UserError(f"{checkpoint} is a {model_type}, which has no attention heads to compare")
+    return text_config
+
+
+def load_tokenizer(checkpoint: Path) -> "PreTrainedTokenizerBase":
+    """The checkpoint's tokenizer, without remote code.
+
+    Raises:
+        UserError: there is none, or its files are damaged.
+    """
+    from transformers import AutoTokenizer
+
+    with _damage(f"the tokenizer of {checkpoint} can't be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+        works = bool(tokenizer("a", add_special_tokens=False)["input_ids"])
+    if not works:  # transformers makes an empty tokenizer of the right class when only its settings are there
+        raise UserError(f"{checkpoint} has no tokenizer; copy tokenizer.json and its companions into it")
+    return tokenizer
+
+
+@contextmanager
+def _damage(what: str) -> Iterator[None]:
+    """Turn what the libraries raise on files that hold something else than they expect into the sentence `what`.
+
+    That is whatever the misfit happened to break (JSON is walked unchecked), their own validation errors and, of the
+    tokenizers library, Exception itself. A failed assertion, an unknown name and the like are bugs, and stay that.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    misfits = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError)
+    try:
+        yield
+    except Exception as error:
+        if (
+            not isinstance(error, (*misfits, OSError, ImportError, StrictDataclassError))
+            and type(error) is not Exception
+        ):
+            raise
+        raise UserError(f"{what}: {first_line(error)}") from error
+
+
+def adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the tokenizer puts its BOS token before a text of its own accord."""
+    ids, plain = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    return tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id and ids != plain
+
+
+def quiet_transformers() -> None:
+    """No progress bars and no reports from transformers on stderr: what matters in them is raised as an error."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def check_complete(checkpoint: Path, *, mismatched: set[str], missing: set[str], unexpected: set[str]) -> None:
+    """Refuse weights that don't fit their class, by the names that transformers' loader reports.
+
+    Raises:
+        UserError: there are any; the first three are named.
+    """
+    for what, keys in (
+        ("has tensors of the wrong shape", mismatched),
+        ("lacks tensors", missing - mismatched),
+        ("has tensors that its model class doesn't know", unexpected),
+    ):
+        if keys:
+            names = sorted(keys)
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(f"{checkpoint} {what}: {', '.join(names[:3])}{more}; its config.json is of another model")

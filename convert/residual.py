@@ -1,0 +1,58 @@
+"""A layer's residual stream behind its attention, as a function of the attention's weights.
+
+It is the layer's own forward with nothing coming from the feed-forward part, so that norms before or behind the
+attention, parallel branches, scalings and soft caps are the class's own, whatever the family.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from gqa.convert.attention import AttentionWeights
+from gqa.convert.family import Family
+from gqa.convert.layout import all_tensors
+from gqa.convert.staged import StagedLayer
+
+
+class Residual:
+    """Call it with hidden states [n, length, hidden_size]; the same shape comes back in float32."""
+
+    def __init__(self, layer: StagedLayer, family: Family) -> None:
+        self._layer, self._family = layer, family
+        names = {module: name for name, module in layer.module.named_modules()}
+        self._prefix = f"{names[layer.attention]}."
+        self.device = layer.device
+
+    def __call__(self, hidden: Tensor, weights: AttentionWeights | None = None) -> Tensor:
+        """Run the layer, with `weights`, on any device, in place of its own where they are given."""
+        written = {} if weights is None else all_tensors(self._family, weights)
+        tensors = {self._prefix + name: tensor.to(self.device) for name, tensor in written.items()}
+        hidden = hidden.to(self.device, torch.float32)
+        with _silent_feed_forward(self._layer), _reduced_precision(self.device):
+            return functional_call(self._layer.module, tensors, (hidden,), self._layer.arguments(hidden.shape[1]))
+
+
+@contextmanager
+def _silent_feed_forward(layer: StagedLayer) -> Iterator[None]:
+    """Let every child of the layer that holds matrices, other than the attention, put out zeros."""
+    silent = [child for child in layer.module.children() if child is not layer.attention and _holds_matrices(child)]
+    for child in silent:
+        child.forward = torch.zeros_like
+    try:
+        yield
+    finally:
+        for child in silent:
+            del child.forward
+
+
+def _holds_matrices(module: nn.Module) -> bool:
+    return any(parameter.ndim > 1 for parameter in module.parameters())
+
+
+def _reduced_precision(device: torch.device) -> torch.autocast:
+    """Products in bfloat16 where the device is fast at it; weights and sums stay as wide as they are."""
+    fast = torch.cpu._is_avx512_bf16_supported() if device.type == "cpu" else True
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)

@@ -1,0 +1,121 @@
+"""Conversions that measure or fit on text: what they write, and what is left of one that was broken off."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gqa.convert.ahead import LayerStore
+from gqa.convert.calibration import CalibrationOptions, calibration_windows, layer_moments, stage
+from gqa.convert.errors import UserError
+from gqa.convert.layerfit import FitOptions
+from gqa.convert.merging import disk_tensors, merge_layer
+from gqa.convert.plan import ConvertOptions, plan_conversion
+from gqa.convert.rewrite import convert
+
+QUICK = FitOptions(steps=8, step_tokens=64, segment=8)
+
+
+@pytest.fixture
+def data(calibration_text: Path) -> Path:
+    return calibration_text
+
+
+@pytest.fixture
+def tiny(make_checkpoint) -> Path:
+    return make_checkpoint()
+
+
+@pytest.fixture
+def calibration(data: Path) -> CalibrationOptions:
+    return CalibrationOptions(data=str(data), tokens=300, held_out_tokens=64, sequence_length=32)
+
+
+def stage_of(checkpoint: Path) -> dict:
+    return json.loads((checkpoint / "gqa.json").read_text())["stages"][-1]
+
+
+def test_a_calibrated_conversion_merges_on_the_moments_of_the_text(tiny, calibration, tmp_path, state_of):
+    options = ConvertOptions(groups=2, method="lowrank", calibration=calibration)
+    convert(tiny, tmp_path / "out", options)
+    plan = plan_conversion(tiny, options)
+    found = state_of(tmp_path / "out")
+    windows, _ = calibration_windows(tiny, calibration)
+    for layer, moments in layer_moments(stage(tiny, calibration), windows):
+        for name, tensor in disk_tensors(plan, layer, merge_layer(plan, layer, moments).weights).items():
+            assert torch.equal(found[name], tensor), name
+        without = disk_tensors(plan, layer, merge_layer(plan, layer).weights)
+        assert not all(torch.equal(found[name], tensor) for name, tensor in without.items())
+    assert stage_of(tmp_path / "out")["calibration"]["tokens"] == 300
+    assert sorted(path.name for path in tmp_path.iterdir() if "layers" in path.name) == []
+
+
+def test_a_fitted_conversion_says_what_the_fit_did(tiny, calibration, tmp_path, load):
+    options = ConvertOptions(groups=2, calibration=calibration, fit=QUICK)
+    convert(tiny, tmp_path / "out", options)
+    assert load(tmp_path / "out").config.num_key_value_heads == 2
+    told = stage_of(tmp_path / "out")
+    assert told["fit"]["steps"] == 8
+    assert [layer["fit"]["held_out_after"] < layer["fit"]["held_out_before"] for layer in told["layers"]]
+    assert not (tmp_path / "out.layers").exists()
+
+
+def test_options_that_need_each_other(calibration):
+    with pytest.raises(UserError, match="a fit needs text to learn from: name it with --calibration"):
+        ConvertOptions(groups=2, fit=QUICK)
+    with pytest.raises(UserError, match="method mean has no use for calibration; leave it out, or choose one of"):
+        ConvertOptions(groups=2, calibration=calibration)
+
+
+def command(checkpoint: Path, data: Path, steps: int) -> list[str]:
+    given = ["--fit", "300", "--fit-steps", str(steps), "--sequence-length", "32", "--calibration", str(data)]
+    return [sys.executable, "-m", "gqa.convert", "-g", "2", "--method", "lowrank", *given, str(checkpoint)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_fit_that_was_broken_off_goes_on_where_it_was(tiny, data, tmp_path, state_of, number):
+    layers = tiny.with_name(f"{tiny.name}-gqa2.layers")
+    first = layers / "layer-00000.safetensors"
+    with subprocess.Popen(command(tiny, data, 40), stderr=subprocess.PIPE, text=True) as process:
+        while not first.exists():
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+    assert not tiny.with_name(f"{tiny.name}-gqa2").exists()
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert f"layers are kept in {layers}; the same command goes on from there" in said
+    written = first.stat().st_mtime_ns
+    assert len(LayerStore(layers).records) < plan_conversion(tiny, ConvertOptions(groups=2)).shape.num_layers
+    kept = layers.rename(tmp_path / "kept")
+    whole, resumed = tmp_path / "whole", tiny.with_name(f"{tiny.name}-gqa2")
+    done = subprocess.run(
+        [*command(tiny, data, 40), "-o", str(whole)], check=True, capture_output=True, text=True, timeout=300
+    )
+    assert "The fit of 2 layers took what attention puts out wrongly, on text held out, from" in done.stdout
+    kept.rename(layers)
+    assert first.stat().st_mtime_ns == written
+    subprocess.run(command(tiny, data, 40), check=True, capture_output=True, timeout=300)
+    assert not layers.exists()
+    expected = state_of(whole)
+    for name, tensor in state_of(resumed).items():
+        assert torch.equal(tensor, expected[name]), name
+    assert (
+        stage_of(resumed)["layers"][0]["fit"]["held_out_after"] == stage_of(whole)["layers"][0]["fit"]["held_out_after"]
+    )
+
+
+def test_layers_of_another_run_are_not_taken(tiny, calibration, tmp_path, state_of):
+    layers = tmp_path / "out.layers"
+    layers.mkdir()
+    (layers / "key").write_text("another")
+    (layers / "layer-00000.safetensors").write_bytes(b"no layer")
+    convert(tiny, tmp_path / "out", ConvertOptions(groups=2, calibration=calibration, fit=QUICK))
+    assert all("fit" in layer for layer in stage_of(tmp_path / "out")["layers"])
+    assert not layers.exists()

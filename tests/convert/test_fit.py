@@ -1,0 +1,184 @@
+"""The layerwise fit: it helps where heads were lost, leaves alone what is exact, and knows every family's layer."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from gqa.convert.attention import AttentionWeights
+from gqa.convert.errors import UserError
+from gqa.convert.fit import FittedLayer, fit_layers
+from gqa.convert.layerfit import FitOptions, fit_layer
+from gqa.convert.layout import all_tensors, read_layer
+from gqa.convert.method import Merge
+from gqa.convert.methods.mean import merge
+from gqa.convert.residual import Residual
+from gqa.convert.staged import StagedModel
+from gqa.convert.streams import Streams
+from gqa.convert.tensors import read_entries
+
+CPU = torch.device("cpu")
+GROUPS = 2
+QUICK = FitOptions(steps=12, step_tokens=96, segment=6)
+
+
+def ids(count: int, seed: int, length: int = 16) -> Tensor:
+    return torch.randint(3, 96, (count, length), generator=torch.Generator().manual_seed(seed))
+
+
+WINDOWS = ids(24, seed=1), ids(8, seed=2)
+
+
+def staged(path: Path, groups: int | None = None) -> StagedModel:
+    return StagedModel(path, dtype=torch.float32, device=CPU, groups=groups)
+
+
+def source(model: StagedModel, layer: int) -> AttentionWeights:
+    """The layer as it is on disk, in float32."""
+    prefix = model._prefixes[layer]
+    found = {name: entry for name, entry in read_entries(model.checkpoint).items() if name.startswith(prefix)}
+    tensors = {name.removeprefix(prefix): entry.load().float() for name, entry in found.items()}
+    return read_layer(model.family, model.shape, tensors)
+
+
+def mean(model: StagedModel, layer: int) -> AttentionWeights:
+    return merge(source(model, layer), Merge(groups=GROUPS, layer=layer))
+
+
+def fitted(path: Path, options: FitOptions = QUICK, **more) -> list[FittedLayer]:
+    model = staged(path)
+    return list(fit_layers(model, staged(path, GROUPS), lambda layer, _: mean(model, layer), WINDOWS, options, **more))
+
+
+@pytest.fixture
+def saved(variant, tmp_path: Path) -> Path:
+    variant.model().float().save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.fixture
+def llama_saved(llama, tmp_path: Path) -> Path:
+    llama.model().float().save_pretrained(tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+def parts(weights: AttentionWeights) -> dict[str, Tensor]:
+    return {name: part for name, part in vars(weights).items() if part is not None}
+
+
+def same(one: AttentionWeights, other: AttentionWeights) -> bool:
+    return all(torch.equal(part, parts(other)[name]) for name, part in parts(one).items())
+
+
+def test_every_family_gains_from_the_fit_on_text_it_has_not_seen(saved):
+    for layer in fitted(saved):
+        assert layer.fit is not None
+        assert 0 <= layer.fit.held_out_after < layer.fit.held_out_before, layer.fit
+        assert layer.fit.after < layer.fit.before
+        assert all(part.isfinite().all() for part in parts(layer.weights).values())
+
+
+@torch.no_grad()
+def test_the_residual_is_the_layer_with_nothing_from_its_feed_forward_part(saved):
+    model = staged(saved)
+    hidden = model.embed(WINDOWS[1])
+    with model.layer(0) as run:
+        residual = Residual(run, model.family)
+        found = residual(hidden)
+        assert torch.equal(residual(hidden, source(model, 0)), found)
+        for parameter in run.module.get_submodule("mlp").parameters():
+            parameter.zero_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
+            assert torch.equal(run(hidden), found)
+
+
+def test_what_is_exact_stays_what_it_is(llama, tmp_path):
+    model = llama.model().float()
+    size = 8 // GROUPS
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for projection in (layer.self_attn.k_proj, layer.self_attn.v_proj):
+                heads = projection.weight.unflatten(0, (8, -1))
+                heads.copy_(heads[::size].repeat_interleave(size, dim=0))
+    model.save_pretrained(tmp_path / "tied")
+    original = staged(tmp_path / "tied")
+    for layer in fitted(tmp_path / "tied"):
+        assert layer.fit is not None
+        assert layer.fit.steps == 0
+        assert layer.fit.held_out_after == layer.fit.held_out_before < 1e-4
+        assert layer.fit.after == layer.fit.before
+        assert same(layer.weights, mean(original, layer.layer))
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_gives_others(llama_saved):
+    first, second = fitted(llama_saved), fitted(llama_saved)
+    other = fitted(llama_saved, replace(QUICK, seed=1))
+    for one, two, three in zip(first, second, other, strict=True):
+        assert same(one.weights, two.weights)
+        assert not same(one.weights, three.weights)
+
+
+def test_a_fit_goes_on_from_finished_layers(llama_saved):
+    whole = fitted(llama_saved)
+    rest = fitted(llama_saved, finished={0: whole[0].weights})
+    assert rest[0].fit is None
+    assert rest[0].weights is whole[0].weights
+    assert same(rest[1].weights, whole[1].weights)
+
+
+def test_reported_errors_are_those_of_the_converted_model(llama_saved):
+    """Measured from the weights alone, without any of the fit's own machinery."""
+    layer = fitted(llama_saved)[0]
+    assert layer.fit is not None
+    original, converted = staged(llama_saved), staged(llama_saved, GROUPS)
+    hidden = original.embed(WINDOWS[1])
+
+    @torch.no_grad()
+    def attention(model: StagedModel, replace: dict[str, Tensor] | None = None) -> Tensor:
+        seen: list[Tensor] = []
+        with model.layer(0, replace=replace) as run:
+            run.attention.register_forward_hook(lambda *call: seen.append(call[-1][0]))
+            run(hidden)
+        return seen[0]
+
+    wanted = attention(original)
+    for weights, reported in (
+        (mean(original, 0), layer.fit.held_out_before),
+        (layer.weights, layer.fit.held_out_after),
+    ):
+        off = attention(converted, all_tensors(converted.family, weights)) - wanted
+        assert reported == pytest.approx((off.square().mean() / wanted.square().mean()).item(), rel=0.05)
+
+
+def test_the_last_layer_makes_up_for_the_drift_below(llama_saved):
+    """Fed by a converted first layer, the second comes nearer to the original's stream than its exact weights do."""
+    model = staged(llama_saved)
+    seen, unseen = map(model.embed, WINDOWS)
+    drift = torch.randn(48, generator=torch.Generator().manual_seed(3)) * 0.3
+    streams = [Streams(original=hidden, converted=hidden + drift) for hidden in (seen, unseen)]
+    with model.layer(0) as run, staged(llama_saved, 8).layer(0) as other:
+        _, fit = fit_layer(
+            Residual(run, model.family),
+            Residual(other, model.family),
+            source(model, 0),
+            train=streams[0],
+            held_out=streams[1],
+            options=QUICK,
+        )
+    assert fit.held_out_after < fit.held_out_before
+
+
+def test_progress_counts_every_step(llama_saved):
+    told: list[tuple[int, int]] = []
+    fitted(llama_saved, progress=lambda layer, step: told.append((layer, step)))
+    assert told == [(layer, step) for layer in range(2) for step in range(1, 13)]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("steps", 0), ("step_tokens", 0), ("segment", 0), ("learning_rate", 0.0), ("blend", 1.5)]
+)
+def test_senseless_settings_are_refused_by_name(setting, value):
+    with pytest.raises(UserError, match=f"fit: {setting} is"):
+        FitOptions(**{setting: value})
