@@ -88,7 +88,7 @@ def _show(recipe: "Recipe", *, as_json: bool) -> None:
 def _run(recipe: "Recipe", *, until: StageName, force: bool, as_json: bool) -> None:
     from rich.console import Console
 
-    from gqa.eval.model import quiet_transformers
+    from gqa.convert.pretrained import quiet_transformers
     from gqa.recipes.run import run_recipe
     from gqa.recipes.view import read_report, results_table
 

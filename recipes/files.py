@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from gqa.convert.errors import UserError, did_you_mean
-from gqa.uptrain.recipe import rivals_of
+from gqa.uptrain.recipe import overlay
 
 SHIPPED = Path(__file__).parent
 
 
 def shipped_recipes() -> dict[str, Path]:
     """Name to file of every recipe that comes with the package."""
-    return {path.stem: path for path in sorted(SHIPPED.glob("*.toml"))}
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.toml"), key=lambda path: path.stem)}
 
 
 def descriptions() -> dict[str, str]:
@@ -75,12 +75,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     Keys of `over` push out those that say the same in another way, so that `uptrain.max_steps=200` needs no second
     word to be rid of an inherited `alpha`.
     """
-    pushed_out = rivals_of(over)
-    merged = {key: value for key, value in base.items() if key not in pushed_out}
-    for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
+    tables = {key for key in over if isinstance(over[key], Mapping) and isinstance(base.get(key), Mapping)}
+    return overlay(base, over) | {key: merge(base[key], over[key]) for key in tables}
 
 
 def _base_of(path: Path, base: object) -> Path | None:

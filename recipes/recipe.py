@@ -12,7 +12,7 @@ A run has one directory; the stages find each other's outputs in it by name:
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -102,12 +102,20 @@ def load_recipe(name: str, overrides: Iterable[str] = (), output: Path | None = 
 
 
 def to_toml(tables: Mapping[str, Any]) -> str:
-    """TOML for top-level values and one level of tables, which is all a recipe has."""
+    """TOML for top-level values and for tables; what a table holds in tables of its own gets dotted keys."""
     lines = [f"{key} = {_toml_value(value)}" for key, value in tables.items() if not isinstance(value, Mapping)]
     for key, table in tables.items():
         if isinstance(table, Mapping):
-            lines += ["", f"[{key}]", *(f"{name} = {_toml_value(value)}" for name, value in table.items())]
+            lines += ["", f"[{key}]", *(f"{name} = {_toml_value(value)}" for name, value in _dotted(table))]
     return "\n".join(lines) + "\n"
+
+
+def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _checked(tables: dict[str, Any], name: str) -> Recipe:
@@ -117,6 +125,7 @@ def _checked(tables: dict[str, Any], name: str) -> Recipe:
     _check_top_level(tables, where)
     output = Path(tables.get("output", f"runs/{name}"))
     corpus = build_options(CorpusOptions, tables["corpus"], f"{where}, [corpus]") if "corpus" in tables else None
+    conversion = dict(tables.get("convert", {}))
     uptrain, evaluation = dict(tables.get("uptrain", {})), dict(tables.get("eval", {}))
     for key, path in (("checkpoint", output / "converted"), ("output", output / "uptrained")):
         if Path(str(uptrain.setdefault(key, str(path)))) != path:
@@ -126,13 +135,15 @@ def _checked(tables: dict[str, Any], name: str) -> Recipe:
         # Held-out text may serve for validation too: it is watched, nothing is chosen by it.
         uptrain = {"data": train, "validation_data": held_out} | uptrain
         evaluation = {"data": held_out} | evaluation
+        if isinstance(conversion.get("calibration"), dict):
+            conversion["calibration"] = {"data": train} | conversion["calibration"]
     return Recipe(
         name=name,
         description=tables.get("description", ""),
         checkpoint=tables["checkpoint"],
         output=output,
         corpus=corpus,
-        convert=build_options(ConvertOptions, tables.get("convert", {}), f"{where}, [convert]"),
+        convert=build_options(ConvertOptions, conversion, f"{where}, [convert]"),
         uptrain=build_options(UptrainConfig, uptrain, f"{where}, [uptrain]"),
         eval=build_options(EvalOptions, evaluation, f"{where}, [eval]"),
     )
@@ -152,8 +163,8 @@ def _check_top_level(tables: Mapping[str, Any], where: str) -> None:
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
     """Options as TOML and JSON know values: paths as text, tuples as lists, None left out."""
-    given = {key: value for key, value in options.items() if value is not None}
-    return json.loads(json.dumps(given, default=str))
+    given = {key: _plain(value) if isinstance(value, dict) else value for key, value in options.items()}
+    return json.loads(json.dumps({key: value for key, value in given.items() if value is not None}, default=str))
 
 
 def _toml_value(value: Any) -> str:

@@ -175,11 +175,15 @@ def _corpus_stage(options: CorpusOptions, directory: Path) -> Stage:
 def _convert_stage(recipe: Recipe, source: Path) -> Stage:
     from gqa.convert.rewrite import convert
 
+    options, inputs = asdict(recipe.convert), {"checkpoint": fingerprint(source)}
+    if recipe.convert.calibration:
+        inputs["calibration"] = data_identity(recipe.convert.calibration.data)
+        options["calibration"] |= {"data": None}  # where it lies is no matter, what it holds is
     return Stage(
         name="convert",
         output=recipe.converted,
-        options=asdict(recipe.convert),
-        inputs={"checkpoint": fingerprint(source)},
+        options=options,
+        inputs=inputs,
         make=lambda overwrite: convert(source, recipe.converted, recipe.convert, overwrite=overwrite),
     )
 

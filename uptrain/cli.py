@@ -47,7 +47,7 @@ def uptrain_command(recipe: Path | None, as_json: bool, **given: Any) -> None:
 
 
 def _uptrain(config: UptrainConfig, *, as_json: bool) -> None:
-    from gqa.eval.model import quiet_transformers
+    from gqa.convert.pretrained import quiet_transformers
     from gqa.eval.processes import leave_processes, speaks
     from gqa.uptrain.run import run
 

@@ -111,8 +111,8 @@ class UptrainConfig:
     seed: int = 0
     """Decides the order of the data (and dropout, if the model has any)."""
 
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of forward and backward; weights are always kept in fp32. auto: bf16 where the device has it."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Arithmetic of forward and backward; weights stay in float32. auto: bfloat16 where the device has it."""
 
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention implementation. auto: what transformers picks."""
@@ -135,7 +135,7 @@ class UptrainConfig:
     keep_checkpoints: int = 2
     """Checkpoints of the run that are kept; older ones are deleted after a new one is complete."""
 
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the finished checkpoint's weights. auto: as in the input."""
 
     trackers: tuple[Tracker, ...] = ()

@@ -22,7 +22,6 @@ from gqa.convert.writer import OutputTensor, plan_shards, write_shards
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SHARD_BYTES = 5_000_000_000
 
 
@@ -64,7 +63,7 @@ def plan_export(model: "PreTrainedModel", checkpoint: Path, output: Path, dtype:
     Raises:
         UserError: transformers can't turn its tensors back into those of the input, or the disk is too small.
     """
-    chosen = DTYPES.get(dtype)
+    chosen = None if dtype == "auto" else getattr(torch, dtype)
     entries = read_entries(checkpoint)
     shapes = {name: tuple(tensor.shape) for name, tensor in _as_on_disk(model, model.state_dict()).items()}
     strange = [name for name in shapes if name not in entries and name not in model.all_tied_weights_keys]

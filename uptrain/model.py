@@ -35,9 +35,9 @@ def load_model(checkpoint: Path, config: UptrainConfig) -> "PreTrainedModel":
 
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
     """The type of matrix products: bf16 when it is asked for, or when it is left open and the device is fast at it."""
-    if precision == "fp32":
+    if precision == "float32":
         return None
-    return torch.bfloat16 if precision == "bf16" or _has_bf16(device) else None
+    return torch.bfloat16 if precision == "bfloat16" or _has_bf16(device) else None
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate.utils import parse_flag_from_env
 
+from gqa.convert.data import local_path
 from gqa.convert.directory import check_output
 from gqa.convert.errors import UserError
 from gqa.convert.provenance import fingerprint
 from gqa.convert.source import read_config, resolve_checkpoint
-from gqa.eval.data import local_path
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.export import Export, plan_export
 from gqa.uptrain.model import load_model

@@ -145,8 +145,9 @@ def _headline(setup: Setup, device: torch.device, autocast: torch.dtype | None, 
     counts = {"processes": plan.processes, "parts": plan.batch_size // plan.processes // plan.rows}
     shape = "".join(f"{count} {what} of " for what, count in counts.items() if count > 1)
     shape += f"{plan.rows} sequences of {plan.sequence_length} tokens"
+    arithmetic = str(autocast or torch.float32).removeprefix("torch.")
     return (
-        f"{'Resuming' if start else 'Training'} {setup.config.checkpoint} in {'bf16' if autocast else 'fp32'} on "
+        f"{'Resuming' if start else 'Training'} {setup.config.checkpoint} in {arithmetic} on "
         f"{device.type}, from step {start:,} to {plan.steps:,}; {plan.tokens_per_step:,} tokens a step ({shape}), "
         f"{plan.steps * plan.tokens_per_step:,} in all, out of {len(setup.train_store):,} tokens of text"
     )

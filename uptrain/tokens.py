@@ -22,9 +22,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from gqa.convert.data import local_path, read_documents
 from gqa.convert.directory import atomic_directory
-from gqa.eval.data import local_path, read_documents
-from gqa.eval.model import load_tokenizer
+from gqa.convert.pretrained import load_tokenizer
 
 _FORMAT = 1
 _DOCUMENTS_AT_ONCE = 256
@@ -110,10 +110,14 @@ def default_cache() -> Path:
 
 
 def _key(text: Text) -> str:
-    """The name of a store: a hash over the text's content, the tokenizer's files and the split."""
+    """The name of a store: a hash over the text's content, the tokenizer's files and the split.
+
+    A dataset on the Hub is known by its name, not by its revision there: so a run that is resumed goes on with the
+    text that it began with, whatever was uploaded since, and needs no network. Another cache_dir reads it anew.
+    """
     digest = hashlib.sha256(repr((_FORMAT, text.column, text.held_out_share)).encode())
     path = local_path(text.data)
-    if path is None:  # a dataset's name stands for its content
+    if path is None:
         digest.update(repr((text.data, text.subset, text.split)).encode())
     else:
         for file in sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]:

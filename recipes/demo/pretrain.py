@@ -4,7 +4,6 @@ Pretraining is uptraining of a random checkpoint, so the loop is `gqa.uptrain`'s
 model's shape, its corpus and the numbers that train it well on two CPU cores in about an hour.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,11 +13,10 @@ import typer
 from gqa.convert.console import friendly_errors
 from gqa.convert.directory import atomic_directory, check_output
 from gqa.convert.errors import UserError
+from gqa.recipes.demo import scratch
 
-END_OF_TEXT = "<eos>"
-VOCABULARY = 2048
 MODEL: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
+    "vocab_size": 2048,
     "hidden_size": 192,
     "intermediate_size": 480,
     "num_hidden_layers": 6,
@@ -28,9 +26,7 @@ MODEL: dict[str, Any] = {
     "max_position_embeddings": 1024,
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": True,
-    "bos_token_id": None,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
+    **scratch.SPECIAL_TOKENS,
 }
 ROPE_THETA = 50000.0
 """Not the default of 10000, so that a tool which loses the value on its way shows at once."""
@@ -44,7 +40,7 @@ TRAINING: dict[str, Any] = {
     "weight_decay": 0.1,
     "betas": (0.9, 0.95),
     "validation_tokens": 65_536,
-    "dtype": "bf16",
+    "dtype": "bfloat16",
 }
 LARGEST = 6_000_000
 """Bytes that `model.safetensors` may have: the checkpoint travels in the package."""
@@ -123,49 +119,11 @@ def make_checkpoint(output: Path, work: Path, *, max_tokens: int, compile_model:
 
 
 def write_random_checkpoint(directory: Path, text: Path) -> None:
-    """A randomly initialised Llama in fp32, and a byte-level BPE tokenizer trained on the jsonl file `text`."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """The demo's Llama, randomly initialised, and a tokenizer trained on the jsonl file `text`."""
+    from transformers import LlamaConfig
 
-    torch.manual_seed(0)
-    config = LlamaConfig(**MODEL, rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA})
-    LlamaForCausalLM(config).save_pretrained(directory)
-    # transformers 5 saves the angle and the dtype in its own spelling only; older readers would take their defaults.
-    path = directory / "config.json"
-    both = json.loads(path.read_text(encoding="utf-8")) | {"rope_theta": ROPE_THETA, "torch_dtype": "float32"}
-    path.write_text(json.dumps(both, indent=2) + "\n", encoding="utf-8")
-    generation = {"eos_token_id": MODEL["eos_token_id"], "pad_token_id": MODEL["pad_token_id"]}
-    (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
-    _write_tokenizer(directory, text)
-
-
-def _write_tokenizer(directory: Path, text: Path) -> None:
-    """`tokenizer.json` and a hand-written `tokenizer_config.json` that transformers 4 and 5 both read.
-
-    There is no beginning-of-text token: packed documents never see the one before, so none is ever learnt.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer: Any = Tokenizer(models.BPE())  # Any: the stubs know neither attribute
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[END_OF_TEXT],  # the first token, so its id is 0
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    with text.open(encoding="utf-8") as lines:
-        tokenizer.train_from_iterator((json.loads(line)["text"] for line in lines), trainer)
-    tokenizer.save(str(directory / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": END_OF_TEXT,
-        "pad_token": END_OF_TEXT,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": MODEL["max_position_embeddings"],
-    }
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    rope: Any = {"rope_type": "default", "rope_theta": ROPE_THETA}
+    scratch.write_random_checkpoint(directory, text, LlamaConfig(**MODEL, rope_parameters=rope))
 
 
 def _publish(trained: Path, output: Path) -> None:

@@ -27,33 +27,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory, text: dict[str, Path]) -> Path:
-    """A random Llama of 2 layers and 4 heads in fp32, with a byte-level tokenizer."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=128, tie_word_embeddings=True, eos_token_id=0, bos_token_id=None,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(
-        [json.loads(line)["text"] for line in text["train"].read_text().splitlines()], trainer
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return folder
+def checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
+    """Multi-head, with tied embeddings."""
+    return make_checkpoint(tie_word_embeddings=True)
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +53,7 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, text
         sequence_length = 32
         batch_size = 4
         learning_rate = 1e-2
-        precision = "fp32"
+        precision = "float32"
         [eval]
         data = "{text["heldout"]}"
         window = 32

@@ -14,9 +14,18 @@ from gqa.uptrain.config import UptrainConfig
 
 NEEDED = {
     "demo": [],
+    "demo-fit": [],
     "llama2-7b-gqa8": [],
     "paper": ["checkpoint=c", "uptrain.data=t.jsonl", "eval.data=h.jsonl", "uptrain.pretraining_tokens=300e9"],
 }
+
+
+def test_a_fit_learns_from_the_recipes_own_corpus(tmp_path: Path):
+    recipe = load_recipe("demo-fit", ["convert.fit.steps=7"], tmp_path / "run")
+    assert recipe.convert.calibration is not None
+    assert recipe.convert.calibration.data == recipe.uptrain.data == str(tmp_path / "run" / "corpus" / "train.jsonl")
+    assert recipe.convert.fit is not None
+    assert recipe.convert.fit.steps == 7
 
 
 def write(path: Path, text: str) -> str:

@@ -12,21 +12,11 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from gqa.uptrain.config import UptrainConfig
 
 EOS = 256
-VOCABULARY = 300
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A token for every byte, and `<eos>`."""
-    letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer: Any = Tokenizer(models.BPE(vocab=letters | {"<eos>": EOS}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
 
 
 def make_texts(count: int, seed: int) -> list[str]:
@@ -42,34 +32,23 @@ def write_jsonl(path: Path, texts: list[str]) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return byte_tokenizer()
+    """A token for every byte, and `<eos>`."""
+    letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer: Any = Tokenizer(models.BPE(vocab=letters | {"<eos>": EOS}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
 
 
 @pytest.fixture(scope="session")
-def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Write a random checkpoint; keywords go to its configuration."""
+def make_checkpoint(make_checkpoint: Callable[..., Path], tokenizer: PreTrainedTokenizerFast) -> Callable[..., Path]:
+    """As on every floor, but converted already, of another theta than the default, and with a token for every byte."""
 
-    def make(model_type: str = "llama", *, dtype: torch.dtype = torch.float32, **config: Any) -> Path:
-        path = tmp_path_factory.mktemp("source") / "tiny"
-        sizes: dict[str, Any] = {
-            "vocab_size": VOCABULARY,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 128,
-            "rope_parameters": {"rope_theta": 5000.0, "rope_type": "default"},
-            "bos_token_id": None,
-            "eos_token_id": EOS,
-            "pad_token_id": EOS,
-        }
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **(sizes | config)))
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.1)
-        model.to(dtype).save_pretrained(path)
-        byte_tokenizer().save_pretrained(path)
+    def make(model_type: str = "llama", **settings: Any) -> Path:
+        ours = {"num_key_value_heads": 2, "rope_parameters": {"rope_theta": 5000.0, "rope_type": "default"}}
+        ids = {"eos_token_id": EOS, "pad_token_id": EOS, "bos_token_id": None}
+        path = make_checkpoint(model_type=model_type, **(ours | ids | settings))
+        tokenizer.save_pretrained(path)
         (path / "LICENSE").write_text("a licence\n")
         return path
 
@@ -116,7 +95,7 @@ def options(checkpoint: Path, data: Path, validation_data: Path, cache: Path, tm
         "batch_size": 4,
         "max_steps": 6,
         "learning_rate": 1e-2,
-        "precision": "fp32",
+        "precision": "float32",
         "eval_every": 3,
         "save_every": 2,
         "quiet": True,

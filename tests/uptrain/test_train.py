@@ -170,8 +170,8 @@ def test_only_matrices_decay(checkpoint: Path, configured: Configured):
 def test_small_updates_of_bf16_weights_are_not_lost(make_checkpoint, configured: Configured, tokenizer):
     """At this learning rate no bf16 weight would move by itself; the masters do, and add up."""
     source = make_checkpoint(dtype=torch.bfloat16)
-    common = {"checkpoint": str(source), "learning_rate": 1e-5, "weight_decay": 0.0, "precision": "bf16"}
-    result = uptrain(configured(**common, dtype="fp32"))
+    common = {"checkpoint": str(source), "learning_rate": 1e-5, "weight_decay": 0.0, "precision": "bfloat16"}
+    result = uptrain(configured(**common, dtype="float32"))
     before, after = (load_file(path / "model.safetensors") for path in (source, result.output))
     for name, tensor in after.items():
         moved = (tensor - before[name].float()).abs()
@@ -184,7 +184,9 @@ def test_small_updates_of_bf16_weights_are_not_lost(make_checkpoint, configured:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize(("words", "tolerance"), [([], 1e-3), (["--precision", "bf16"], 2e-2), (["--compile"], 1e-3)])
+@pytest.mark.parametrize(
+    ("words", "tolerance"), [([], 1e-3), (["--precision", "bfloat16"], 2e-2), (["--compile"], 1e-3)]
+)
 def test_a_gpu_learns_the_same(
     flags: list[str], finish, configured: Configured, metrics_of, words: list[str], tolerance: float, tmp_path: Path
 ):
