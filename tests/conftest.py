@@ -1,5 +1,6 @@
 """For every floor: tiny real checkpoints with a byte-level tokenizer, made on disk, and a little text."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ TEXTS = [
     "x",
     "Perplexity is the exponential of the mean negative log-likelihood. " * 4,
 ]
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the commands that tests start, also where a shell runs the tests in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -203,8 +203,8 @@ def test_ctrl_c_ends_it_in_a_word(checkpoint, tmp_path: Path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         writer = open_when_read(pipe, process)
         process.send_signal(signal.SIGINT)
+        os.close(writer)  # a signal that comes just before the read doesn't break it off, but the end of the text does
         stdout, stderr = process.communicate(timeout=60)
-        os.close(writer)
     assert (process.returncode, stdout, stderr) == (130, "", "Interrupted.\n")
     assert list(tmp_path.iterdir()) == [pipe]
 
