@@ -17,13 +17,13 @@ from gqa.convert.attention import AttentionWeights
 from gqa.convert.errors import UserError
 from gqa.convert.muon import Muon
 from gqa.convert.residual import Residual
-from gqa.convert.streams import Streams
+from gqa.convert.streams import Streams, passes
 
 _BIASES = {"q": "q_bias", "k": "k_bias", "v": "v_bias"}
 _TOKENS_AT_ONCE = 8192  # through the layer with gradients
 _CHECKS = 4  # of the held-out error, spread over the steps
 _WARMUP = 0.03  # share of the steps
-_PASSES = 20  # over the text, from which it is varied
+_PASSES = 32  # over the text, from which noise is as large as the hidden states themselves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,23 +36,21 @@ class FitOptions:
     """tokens of a step (default: eight for each dimension of the hidden states)"""
     learning_rate: float = 0.02
     """the largest step, as a share of the root mean square of what it moves: the same for models of every width"""
-    segment: int | None = None
-    """tokens of the pieces that training windows are spliced from (default: 64 where the steps go over the text more
-    than 20 times, and otherwise whole windows as they are)"""
-    blend: float | None = None
-    """how much of a training window, at most, is another window's hidden states (default: 0.5 and 0, likewise)"""
+    noise: float | None = None
+    """standard deviation, at most, of the noise on training windows, as a share of the typical size of their hidden
+    states (default: the more the steps go over the text, the more; 1 from 32 times on)"""
     seed: int = 0
-    """draws the training windows"""
+    """draws the training windows and the noise"""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "step_tokens", "segment"):
+        for name in ("steps", "step_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"fit: {name} is {value}; it must be at least 1")
         if not 0 < self.learning_rate < 1:
             raise UserError(f"fit: learning_rate is {self.learning_rate}; it must lie between 0 and 1")
-        if self.blend is not None and not 0 <= self.blend <= 1:
-            raise UserError(f"fit: blend is {self.blend}; it must lie between 0 and 1")
+        if self.noise is not None and self.noise < 0:
+            raise UserError(f"fit: noise is {self.noise}; it must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,13 +151,16 @@ def _descent(
     """The weights after every step; they share memory with those of the next."""
     parts = {name: _with_bias(start, name).to(converted.device).requires_grad_() for name in "qkvo"}
     optimiser = Muon(parts.values())
-    generator = torch.Generator().manual_seed(options.seed * 1_000_003 + layer)
+    seed = options.seed * 1_000_003 + layer
+    shaking = torch.Generator(converted.device).manual_seed(seed)
+    numbers = passes(len(train), torch.Generator().manual_seed(seed))
     length, hidden_size = train.original.shape[1:]
     windows = math.ceil((options.step_tokens or 8 * hidden_size) / length)
-    segment, blend = _augmentation(options, passes=options.steps * windows / len(train), length=length)
+    noise = _noise(options, options.steps * windows / len(train))
     for step in range(options.steps):
         for count in _portion_sizes(windows, length):
-            batch = train.augmented(count, segment=segment, blend=blend, generator=generator)
+            chosen = train[torch.tensor([next(numbers) for _ in range(count)])]
+            batch = chosen.to(converted.device).shaken(noise, shaking)
             with torch.no_grad():
                 wanted = original(batch.original)
             off = converted(batch.converted, _assemble(start, parts)) - wanted
@@ -168,11 +169,9 @@ def _descent(
         yield _assemble(start, parts)
 
 
-def _augmentation(options: FitOptions, *, passes: float, length: int) -> tuple[int, float]:
-    """Segment and blend: little text is learnt by heart unless it is varied; much text teaches best as it is."""
-    varied = passes > _PASSES
-    segment = options.segment or (64 if varied else length)
-    return segment, options.blend if options.blend is not None else 0.5 * varied
+def _noise(options: FitOptions, passes: float) -> float:
+    """Little text is learnt by heart unless it is varied; much text teaches best as it is."""
+    return min(1.0, passes / _PASSES) if options.noise is None else options.noise
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -1,14 +1,17 @@
-"""The hidden states that a layerwise fit learns from, and new ones made out of them.
+"""The hidden states that a layerwise fit learns from, and new ones beside them.
 
-The original layer is an oracle: it can be asked what it would have done with inputs that no text has produced. Windows
-spliced and blended from the calibration text's hidden states are near enough to real ones to teach the converted layer
-about real ones, and there is no end of them, so that a fit on few tokens doesn't learn these by heart.
+The original layer is an oracle: it can be asked what it would have done with inputs that no text has produced. Hidden
+states shaken by noise teach the converted layer what to do in every direction, not only in those that the text took,
+and no batch comes twice, so that a fit on few tokens doesn't learn these by heart.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+_MEDIAN = 0.6745  # of the magnitudes of standard normal numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +19,9 @@ class Streams:
     """What enters a layer of the original model, and the same layer of the converted one, on the same tokens."""
 
     original: Tensor
-    """[n, length, hidden_size] in host memory"""
+    """[n, length, hidden_size]"""
     converted: Tensor
-    """[n, length, hidden_size] in host memory"""
+    """[n, length, hidden_size]"""
 
     def __post_init__(self) -> None:
         assert self.original.shape == self.converted.shape
@@ -27,46 +30,41 @@ class Streams:
         """Number of windows."""
         return len(self.original)
 
-    def __getitem__(self, windows: slice) -> "Streams":
+    def __getitem__(self, windows: slice | Tensor) -> "Streams":
         return Streams(original=self.original[windows], converted=self.converted[windows])
 
-    def spliced(self, count: int, segment: int, generator: torch.Generator) -> "Streams":
-        """`count` windows, each put together from segments of random windows.
+    def to(self, device: torch.device) -> "Streams":
+        """The same in float32 on a device."""
+        return Streams(
+            original=self.original.to(device, torch.float32), converted=self.converted.to(device, torch.float32)
+        )
 
-        A window's first segment is one's first: what models keep there (a BOS token that heads rest on when they have
-        nothing to do) stays there and nowhere else. The others come from anywhere behind it.
-        """
-        windows, length, hidden_size = self.original.shape
-        segment = min(segment, length)
-        slots = -(-length // segment)
-        sources = torch.randint(windows, (count, slots), generator=generator)
-        starts = torch.randint(1, length - segment + 2, (count, slots), generator=generator)
-        starts = starts.clamp_max(length - segment)
-        starts[:, 0] = 0
-        within = starts[..., None] + torch.arange(segment)  # [count, slots, segment]
-        rows = (sources[..., None] * length + within).flatten(1)[:, :length]
-
-        def gathered(hidden: Tensor) -> Tensor:
-            return hidden.reshape(windows * length, hidden_size)[rows]
-
-        return Streams(original=gathered(self.original), converted=gathered(self.converted))
-
-    def augmented(self, count: int, *, segment: int, blend: float, generator: torch.Generator) -> "Streams":
-        """`count` new windows to learn from: spliced, blended with others, and drifted part of the way.
+    def shaken(self, noise: float, generator: torch.Generator) -> "Streams":
+        """The same windows, each with noise of a random size, and drifted part of the way.
 
         Args:
-            count: how many.
-            segment: tokens of a piece.
-            blend: up to this share of a window is another window's hidden states; the share is random.
-            generator: draws everything.
+            noise: standard deviation, at most, as a share of the typical size of a token's hidden state; typical by
+                the median, since a few dimensions may be larger than all others together.
+            generator: draws everything; of the device that the streams are on.
 
         Returns:
-            Streams whose `converted` has, in every window, between none and all of the drift that its tokens have.
+            Streams with the same noise in both, whose `converted` has, in every window, between none and all of the
+            drift that its tokens have.
         """
-        main = self.spliced(count, segment, generator)
-        other = self.spliced(count, segment, generator).original
-        share = blend * torch.rand(count, 1, 1, generator=generator)
-        part = torch.rand(count, 1, 1, generator=generator)
-        original = torch.lerp(main.original.float(), other.float(), share)
-        drift = main.converted.float() - main.original.float()
-        return Streams(original=original, converted=original + part * drift)
+
+        def share() -> Tensor:
+            return torch.rand(len(self), 1, 1, generator=generator, device=self.original.device)
+
+        drift = share() * (self.converted - self.original)
+        original = self.original
+        if noise:
+            size = original.abs().median(dim=-1, keepdim=True).values / _MEDIAN
+            normal = torch.randn(original.shape, generator=generator, device=original.device)
+            original = original + noise * share() * size * normal
+        return Streams(original=original, converted=original + drift)
+
+
+def passes(count: int, generator: torch.Generator) -> Iterator[int]:
+    """The numbers below `count` in random order, then again in another, without end."""
+    while True:
+        yield from torch.randperm(count, generator=generator).tolist()

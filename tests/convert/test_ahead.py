@@ -18,7 +18,7 @@ from gqa.convert.merging import disk_tensors, merge_layer
 from gqa.convert.plan import ConvertOptions, plan_conversion
 from gqa.convert.rewrite import convert
 
-QUICK = FitOptions(steps=8, step_tokens=64, segment=8)
+QUICK = FitOptions(steps=8, step_tokens=64)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from gqa.convert.tensors import read_entries
 
 CPU = torch.device("cpu")
 GROUPS = 2
-QUICK = FitOptions(steps=12, step_tokens=96, segment=6)
+QUICK = FitOptions(steps=12, step_tokens=96)
 
 
 def ids(count: int, seed: int, length: int = 16) -> Tensor:
@@ -177,7 +177,7 @@ def test_progress_counts_every_step(llama_saved):
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("steps", 0), ("step_tokens", 0), ("segment", 0), ("learning_rate", 0.0), ("blend", 1.5)]
+    ("setting", "value"), [("steps", 0), ("step_tokens", 0), ("learning_rate", 0.0), ("noise", -0.5)]
 )
 def test_senseless_settings_are_refused_by_name(setting, value):
     with pytest.raises(UserError, match=f"fit: {setting} is"):
