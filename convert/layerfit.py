@@ -30,11 +30,11 @@ _PASSES = 32  # over the text, from which noise is as large as the hidden states
 class FitOptions:
     """How layers are fitted."""
 
-    steps: int = 300
+    steps: int = 600
     """optimiser steps for each layer"""
     step_tokens: int | None = None
     """tokens of a step (default: eight for each dimension of the hidden states)"""
-    learning_rate: float = 0.02
+    learning_rate: float = 0.03
     """the largest step, as a share of the root mean square of what it moves: the same for models of every width"""
     noise: float | None = None
     """standard deviation, at most, of the noise on training windows, as a share of the typical size of their hidden
