@@ -104,13 +104,15 @@ def resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def matmul_speed(dtype: torch.dtype, width: int) -> float:
+def matmul_speed(dtype: torch.dtype, width: int, device: str = "cpu") -> float:
     """Operations a second of the best of several square products as wide as the model, for as many rows as a pass."""
-    left, right = torch.ones(4096, width, dtype=dtype), torch.ones(width, width, dtype=dtype)
+    left, right = (torch.ones(rows, width, dtype=dtype, device=device) for rows in (4096, width))
     best = 0.0
     for _ in range(10):
         started = time.monotonic()
         torch.mm(left, right)
+        if device != "cpu":
+            torch.accelerator.synchronize()
         best = max(best, 2 * left.numel() * width / (time.monotonic() - started))
     return best
 
