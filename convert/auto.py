@@ -17,7 +17,7 @@ from gqa.convert.calibration import CalibrationOptions, Progress, calibration_wi
 from gqa.convert.errors import UserError
 from gqa.convert.loss import mean_nll
 from gqa.convert.merging import disk_tensors, merge_layer
-from gqa.convert.plan import Plan, divisors
+from gqa.convert.plan import Plan
 from gqa.convert.pretrained import quiet_transformers
 
 
@@ -50,7 +50,6 @@ class Chosen:
 @contextmanager
 def fewest_groups(
     plan_for: Callable[[int], Plan],
-    kv_heads: int,
     calibration: CalibrationOptions,
     max_loss: float,
     place_for: Callable[[int], Path],
@@ -60,7 +59,6 @@ def fewest_groups(
 
     Args:
         plan_for: the conversion to so many KV heads.
-        kv_heads: of the original.
         calibration: the text, and how to run the model on it.
         max_loss: nats a token.
         place_for: a name of its own for that conversion; finished layers wait beside it.
@@ -70,7 +68,7 @@ def fewest_groups(
         UserError: even the most KV heads lose more, or the text or the checkpoint can't be used.
     """
     quiet_transformers()
-    candidates = divisors(kv_heads)
+    candidates = plan_for(1).group_choices
     first = plan_for(candidates[-1])
     _, held_out = calibration_windows(first.checkpoint, calibration)
     original = mean_nll(stage(first.checkpoint, calibration), held_out, progress=progress)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from gqa.convert.errors import UserError
 from gqa.convert.forecast import Forecast
-from gqa.convert.plan import divisors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +25,8 @@ class PerLayer:
     """of `counts`; never more"""
 
 
-def groups_within(kv_heads: int, share: float) -> int:
-    """The most groups whose cache takes no more than `share` of that of `kv_heads` heads.
+def groups_within(kv_heads: int, share: float, choices: Sequence[int]) -> int:
+    """The most groups, of `choices`, whose cache takes no more than `share` of that of `kv_heads` heads.
 
     Raises:
         UserError: the share is not between 0 and 1, or less than a single head takes.
@@ -36,7 +35,7 @@ def groups_within(kv_heads: int, share: float) -> int:
         raise UserError(
             f"kv_budget is {share:g}; it is a share of the KV cache, between 0 and 1 (0.25 keeps a quarter)"
         )
-    fitting = [count for count in divisors(kv_heads) if count <= share * kv_heads * (1 + 1e-9)]
+    fitting = [count for count in choices if count <= share * kv_heads * (1 + 1e-9)]
     if not fitting:
         raise UserError(
             f"kv_budget is {share:g}, but of {kv_heads} KV heads even one takes {1 / kv_heads:g} of the cache"

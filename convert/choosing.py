@@ -11,13 +11,12 @@ from gqa.convert.ahead import LayerStore
 from gqa.convert.auto import Chosen, fewest_groups
 from gqa.convert.budget import groups_within
 from gqa.convert.calibration import CalibrationOptions, Progress
+from gqa.convert.checkpoint import open_checkpoint
 from gqa.convert.directory import check_output, disk_errors
 from gqa.convert.errors import UserError
-from gqa.convert.family import family_for, head_shape
 from gqa.convert.method import traits_of
 from gqa.convert.options import build_options
-from gqa.convert.plan import ConvertOptions, Plan, check_groups, divisors, plan_conversion
-from gqa.convert.source import read_config
+from gqa.convert.plan import ConvertOptions, Plan, plan_conversion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +109,10 @@ def chosen(
     Raises:
         UserError: the wish can't be met, or the conversion can't be done.
     """
-    config = read_config(checkpoint)
-    shape = head_shape(family_for(config), config)
-    kv_heads = shape.num_kv_heads
-    if kv_heads == 1:
-        check_groups(1, shape)  # which says that there is nothing to merge
+    opened = open_checkpoint(checkpoint)
+    kv_heads, choices = opened.shape.num_kv_heads, opened.group_choices()
+    if not choices:
+        opened.check_groups(kv_heads)  # which says that there is nothing to merge
 
     def plan_for(groups: int) -> Plan:
         return plan_conversion(checkpoint, replace(options, groups=groups))
@@ -128,7 +126,7 @@ def chosen(
             check_output(output, [checkpoint], overwrite=overwrite)
             return output.with_name(f"{output.name}.{groups}")  # the output may be the same for all
 
-        search = fewest_groups(plan_for, kv_heads, wish.calibration, wish.max_loss, place_for, progress)
+        search = fewest_groups(plan_for, wish.calibration, wish.max_loss, place_for, progress)
         with disk_errors(checkpoint), search as found:
             yield Choice(
                 plan=found.plan,
@@ -138,13 +136,13 @@ def chosen(
                 record={"auto": found.record()},
             )
     elif wish.kv_budget is not None:
-        groups = groups_within(kv_heads, wish.kv_budget)
+        groups = groups_within(kv_heads, wish.kv_budget, choices)
         said = f"A KV cache of at most {wish.kv_budget:g} of the original's: {groups} of {kv_heads} KV heads."
         yield Choice(plan=plan_for(groups), groups=groups, sentences=(said,), record={"kv_budget": wish.kv_budget})
     elif wish.groups is not None:
         yield Choice(plan=plan_for(int(wish.groups)), groups=int(wish.groups))
     else:
-        yield Choice(plan=plan_for(divisors(kv_heads)[-1]), groups=None)
+        yield Choice(plan=plan_for(choices[-1]), groups=None)
 
 
 def _measured(found: Chosen, kv_heads: int) -> Iterator[str]:

@@ -8,13 +8,12 @@ spelling is repeated in the old one; what already stands in the old one is left 
 from typing import Any
 
 
-def converted_config(config: dict[str, Any], num_kv_heads: int, dtype: str | None) -> dict[str, Any]:
-    """`config` with `num_kv_heads` KV heads, and `dtype` ("bfloat16", ...) when the weights were cast.
+def converted_config(config: dict[str, Any], kv_settings: dict[str, Any], dtype: str | None) -> dict[str, Any]:
+    """`config` with its KV heads as `kv_settings` has them, and `dtype` ("bfloat16", ...) when the weights were cast.
 
     Keys keep their order; new ones follow at the end.
     """
-    result = dict(config)
-    result["num_key_value_heads"] = num_kv_heads
+    result = config | kv_settings
     known_dtype = dtype or config.get("dtype") or config.get("torch_dtype")
     if known_dtype:
         result["dtype"] = result["torch_dtype"] = known_dtype

@@ -3,13 +3,17 @@
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
 from gqa.convert import families
 from gqa.convert.errors import UserError, did_you_mean
 from gqa.convert.families.refused import REFUSED
+
+if TYPE_CHECKING:
+    from gqa.convert.rewriting import Rewrite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,8 @@ class Family:
     """modules of the four projections; `.weight` and, where there is one, `.bias` follow"""
     fused_qkv: str | None = None
     """the module that holds q, k and v in this order as blocks of rows, in place of three modules"""
+    fused_by_group: bool = False
+    """whether that module has a block for every KV head instead: its query heads, then its key, then its value"""
     k_norm: str | None = None
     """the weight of a key norm that differs from head to head: a [num_kv_heads, head_dim] or flat tensor, or one
     tensor a head when the name holds `{head}`; absent from checkpoints whose configuration turns it off"""
@@ -47,12 +53,22 @@ class Family:
     """configuration key that turns the norms on queries and keys on (None: they are always there)"""
     no_rope_key: str | None = None
     """configuration key that lists, a layer each, 1 where q and k rotate and 0 where they do not"""
+    alibi_key: str | None = None
+    """configuration key that puts ALiBi in the place of rotary positions"""
     heads_move: bool = True
     """whether heads may change places; not where positions bias every head in its own way (ALiBi, T5)"""
     clip_key: str | None = None
     """configuration key that clamps q, k and v after their projection"""
+    sizes: Mapping[str, str] = field(default_factory=dict)
+    """configuration keys of sizes that the class calls otherwise than most: `{"hidden_size": "n_embd"}`"""
+    kv_heads_key: str = "num_key_value_heads"
+    """configuration key of the number of KV heads"""
+    multi_query_key: str | None = None
+    """configuration key that decides it instead, where the class has either one KV head or as many as query heads"""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """configuration keys that must not be on, each with the reason"""
     default_kv_heads: int | None = None
-    """KV heads when the configuration has no `num_key_value_heads` (None: as many as query heads)"""
+    """KV heads when the configuration does not say (None: as many as query heads)"""
     default_head_dim: int | None = None
     """head dim when the configuration has no `head_dim` (None: hidden_size / num_attention_heads)"""
     reads_head_dim: bool = True
@@ -72,14 +88,38 @@ class HeadShape:
 
 @cache
 def all_families() -> dict[str, Family]:
-    """Every supported family by model type, in alphabetical order."""
+    """Every family whose class can have fewer KV heads, by model type, in alphabetical order."""
+    return {module.FAMILY.model_type: module.FAMILY for module in _modules() if hasattr(module, "FAMILY")}
+
+
+@cache
+def all_rewrites() -> "dict[str, Rewrite]":
+    """Every family that is rewritten into another one's class, by model type, in alphabetical order."""
+    return {module.REWRITE.model_type: module.REWRITE for module in _modules() if hasattr(module, "REWRITE")}
+
+
+def _modules() -> list[ModuleType]:
     names = sorted(info.name for info in pkgutil.iter_modules(families.__path__))
-    modules = [importlib.import_module(f"{families.__name__}.{name}") for name in names if name != "refused"]
-    return {module.FAMILY.model_type: module.FAMILY for module in modules}
+    return [importlib.import_module(f"{families.__name__}.{name}") for name in names]
 
 
 def family_for(config: Mapping[str, Any]) -> Family:
-    """The family of a checkpoint's configuration.
+    """The family of a checkpoint's configuration, as that has it.
+
+    Raises:
+        UserError: a family or a configuration that can't be converted, with the reason.
+    """
+    family = all_families()[config["model_type"]]
+    for key, reason in family.refused.items():
+        if config.get(key):
+            raise UserError(f"{family.model_type} with {key} can't be converted: {reason}")
+    if family.alibi_key and config.get(family.alibi_key):
+        return replace(family, rotary="none", heads_move=False)
+    return family
+
+
+def check_supported(config: Mapping[str, Any]) -> None:
+    """Refuse what can't be converted whatever its values.
 
     Raises:
         UserError: no or unknown model type, a family that can't be converted (with the reason), a quantised
@@ -90,8 +130,8 @@ def family_for(config: Mapping[str, Any]) -> Family:
         raise UserError("config.json has no model_type; it is not a transformers checkpoint")
     if model_type in REFUSED:
         raise UserError(f"{model_type} can't be converted: {REFUSED[model_type]}")
-    if model_type not in all_families():
-        known = list(all_families())
+    known = sorted({*all_families(), *all_rewrites()})
+    if model_type not in known:
         raise UserError(
             f"unsupported model type {model_type!r}{did_you_mean(model_type, known)}; supported: {', '.join(known)}"
         )
@@ -102,7 +142,6 @@ def family_for(config: Mapping[str, Any]) -> Family:
             "the checkpoint brings its own code (auto_map in config.json), which is never run; "
             f"if the stock {model_type} class loads it, remove auto_map from a copy of it and convert that"
         )
-    return all_families()[model_type]
 
 
 def head_shape(family: Family, config: Mapping[str, Any]) -> HeadShape:
@@ -111,16 +150,21 @@ def head_shape(family: Family, config: Mapping[str, Any]) -> HeadShape:
     Raises:
         UserError: a size is missing, not a positive integer, or does not divide as it must.
     """
-    hidden_size = _size(config, "hidden_size")
-    num_heads = _size(config, "num_attention_heads")
-    num_kv_heads = _size(config, "num_key_value_heads", family.default_kv_heads or num_heads)
+    hidden_size, num_heads, num_layers = (
+        read_size(config, family.sizes.get(key, key))
+        for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
+    )
+    if family.multi_query_key:
+        num_kv_heads = 1 if config.get(family.multi_query_key, True) else num_heads
+    else:
+        num_kv_heads = read_size(config, family.kv_heads_key, family.default_kv_heads or num_heads)
     if num_heads % num_kv_heads:
         raise UserError(f"config.json: {num_heads} query heads do not divide among {num_kv_heads} KV heads; restore it")
     head_dim = family.default_head_dim or hidden_size // num_heads
     if family.reads_head_dim:
-        head_dim = _size(config, "head_dim", head_dim)
+        head_dim = read_size(config, "head_dim", head_dim)
     return HeadShape(
-        num_layers=_size(config, "num_hidden_layers"),
+        num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
@@ -128,7 +172,20 @@ def head_shape(family: Family, config: Mapping[str, Any]) -> HeadShape:
     )
 
 
-def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+def kv_settings(family: Family, num_kv_heads: int) -> dict[str, Any]:
+    """The configuration keys that make the family's class build so many KV heads."""
+    settings: dict[str, Any] = {family.kv_heads_key: num_kv_heads}
+    if family.multi_query_key:
+        settings[family.multi_query_key] = num_kv_heads == 1
+    return settings
+
+
+def read_size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """The positive integer that stands at `key`, or else the default.
+
+    Raises:
+        UserError: it is something else, or neither there nor to be assumed.
+    """
     value = config.get(key)
     value = default if value is None else value
     if value is None:

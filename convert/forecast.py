@@ -17,7 +17,7 @@ from gqa.convert.grouping import Similarity
 from gqa.convert.merging import load_layer
 from gqa.convert.method import Merge, method_for, method_names, traits_of
 from gqa.convert.moments import Moments
-from gqa.convert.plan import Plan, divisors
+from gqa.convert.plan import Plan
 from gqa.convert.positions import rotations
 
 _WORK = 2e11  # of all layers looked at, in cubes of the hidden size: a minute or two on a laptop
@@ -113,7 +113,7 @@ def forecast(
     """
     shape, methods = plan.shape, tuple(method_names())
     chosen = tuple(sampled_layers(plan) if layers is None else layers)
-    groups = tuple(reversed(divisors(shape.num_kv_heads)))
+    groups = tuple(reversed(plan.group_choices))
     turns = rotations(plan.checkpoint, plan.family, shape)
     freedoms = plan.freedoms or [freedom_of(plan.family, plan.config, turn) for turn in turns]
     found: dict[tuple[str, int], list[Damage]] = {(method, count): [] for count in groups for method in methods}

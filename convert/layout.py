@@ -11,9 +11,6 @@ from gqa.convert.family import Family, HeadShape
 
 Tensors = Mapping[str, Tensor]
 
-COMPUTED = ("rotary_emb.inv_freq",)
-"""endings of tensors that old checkpoints carry and today's classes compute"""
-
 
 def layer_prefix(family: Family, names: set[str], layer: int) -> str:
     """The prefix of a layer's attention tensors, with or without the base model's own, as `names` has it."""
@@ -134,22 +131,40 @@ def _by_head(tensor: Tensor, head_dim: int) -> Tensor:
 
 
 def _split_fused(family: Family, shape: HeadShape, tensors: Tensors) -> dict[str, Tensor]:
-    """The fused matrix (and bias) as the three modules it stands for; views of its rows."""
-    sizes = [heads * shape.head_dim for heads in (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads)]
+    """The fused matrix (and bias) as the three modules it stands for; views of its rows wherever they are together."""
+    heads = [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads]
     parts: dict[str, Tensor] = {}
     for kind in ("weight", "bias"):
         fused = tensors.get(f"{family.fused_qkv}.{kind}")
         if fused is not None:
-            for module, part in zip((family.q, family.k, family.v), fused.split(sizes), strict=True):
+            for module, part in zip((family.q, family.k, family.v), _fused_parts(family, heads, fused), strict=True):
                 parts[f"{module}.{kind}"] = part
     return parts
 
 
+def _fused_parts(family: Family, heads: list[int], fused: Tensor) -> list[Tensor]:
+    """Rows of so many heads of q, k and v."""
+    rows = [count * (fused.shape[0] // sum(heads)) for count in heads]
+    if not family.fused_by_group:
+        return list(fused.split(rows))
+    groups = heads[1]
+    blocks = fused.unflatten(0, (groups, -1)).split([count // groups for count in rows], dim=1)
+    return [block.flatten(0, 1) for block in blocks]  # [groups, rows of each, ...] -> [rows, ...]
+
+
 def _write_fused(family: Family, new: AttentionWeights) -> dict[str, Tensor]:
-    changed = {f"{family.fused_qkv}.weight": torch.cat([new.q, new.k, new.v]).flatten(0, 1)}
+    changed = {f"{family.fused_qkv}.weight": _fuse(family, new.q, new.k, new.v)}
     if new.q_bias is not None and new.k_bias is not None and new.v_bias is not None:
-        changed[f"{family.fused_qkv}.bias"] = torch.cat([new.q_bias, new.k_bias, new.v_bias]).flatten(0, 1)
+        changed[f"{family.fused_qkv}.bias"] = _fuse(family, new.q_bias, new.k_bias, new.v_bias)
     return changed
+
+
+def _fuse(family: Family, *parts: Tensor) -> Tensor:
+    """q, k and v, each [heads, head_dim, ...], as rows of one matrix."""
+    if not family.fused_by_group:
+        return torch.cat(parts).flatten(0, 1)
+    groups = parts[1].shape[0]
+    return torch.cat([part.unflatten(0, (groups, -1)) for part in parts], dim=1).flatten(0, 2)
 
 
 def _norm_shapes(family: Family, name: str | None, heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:

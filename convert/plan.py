@@ -12,11 +12,12 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from gqa.convert.calibration import CalibrationOptions
 from gqa.convert.errors import UserError, did_you_mean
-from gqa.convert.family import Family, HeadShape, family_for, head_shape
+from gqa.convert.checkpoint import open_checkpoint
+from gqa.convert.derived import DerivedEntry, Entry
+from gqa.convert.family import Family, HeadShape
 from gqa.convert.freedom import Freedom, freedom_of
 from gqa.convert.layerfit import FitOptions
 from gqa.convert.layout import (
-    COMPUTED,
     attention_shapes,
     kv_shapes,
     layer_prefix,
@@ -27,8 +28,7 @@ from gqa.convert.layout import (
 )
 from gqa.convert.method import method_names, traits_of
 from gqa.convert.positions import rotations
-from gqa.convert.source import read_config
-from gqa.convert.tensors import FLOATS, TensorEntry, read_entries
+from gqa.convert.tensors import FLOATS
 from gqa.convert.writer import OutputTensor
 
 
@@ -118,14 +118,19 @@ class Plan:
     """A conversion that passed every check that needs no weights."""
 
     checkpoint: Path
+    rewritten_from: str | None
+    """the model type of the checkpoint, where its own class has no KV heads and `family` is another's"""
+    group_choices: list[int]
+    """the numbers of KV heads that its own can be merged into, ascending"""
     config: dict[str, Any]
+    """config.json of the family's class"""
     family: Family
     shape: HeadShape
     options: ConvertOptions
     prefixes: list[str]
     """of every layer's attention tensors"""
-    attention: list[dict[str, TensorEntry]]
-    """of every layer, its attention tensors on disk by name after the prefix"""
+    attention: list[dict[str, Entry]]
+    """of every layer, its attention tensors by name after the prefix"""
     freedoms: list[Freedom]
     """of every layer, what may be changed in it; empty where only K and V are pooled, which needs to know nothing"""
     merged: list[list[OutputTensor]]
@@ -151,6 +156,7 @@ class Plan:
         return {
             "checkpoint": str(self.checkpoint),
             "model_type": self.family.model_type,
+            "rewritten_from": self.rewritten_from,
             "method": self.options.method,
             "grouping": "similar" if self.options.moves_heads else "contiguous",
             "restrictions": self.restrictions,
@@ -166,8 +172,8 @@ class Plan:
         }
 
 
-Layer = dict[str, TensorEntry]
-"""a layer's attention tensors on disk, by name after the layer's prefix"""
+Layer = dict[str, Entry]
+"""a layer's attention tensors, by name after the layer's prefix"""
 
 
 def plan_conversion(checkpoint: Path, options: ConvertOptions) -> Plan:
@@ -176,11 +182,10 @@ def plan_conversion(checkpoint: Path, options: ConvertOptions) -> Plan:
     Raises:
         UserError: anything about the checkpoint or the options that makes the conversion impossible.
     """
-    config = read_config(checkpoint)
-    family = family_for(config)
-    shape = head_shape(family, config)
-    check_groups(options.groups, shape)
-    entries = {name: entry for name, entry in read_entries(checkpoint).items() if not name.endswith(COMPUTED)}
+    opened = open_checkpoint(checkpoint)
+    config, family, shape = opened.config, opened.family, opened.shape
+    opened.check_groups(options.groups)
+    entries = {name: _computed_in(options.torch_dtype, entry) for name, entry in opened.entries.items()}
     prefixes = [layer_prefix(family, set(entries), layer) for layer in range(shape.num_layers)]
     expected = attention_shapes(family, shape)
     attention = [{name: entries[prefix + name] for name in expected if prefix + name in entries} for prefix in prefixes]
@@ -194,6 +199,8 @@ def plan_conversion(checkpoint: Path, options: ConvertOptions) -> Plan:
     merged = [_merged(family, shape, prefix, layer, options) for prefix, layer in zip(prefixes, attention, strict=True)]
     return Plan(
         checkpoint=checkpoint,
+        rewritten_from=opened.rewritten_from,
+        group_choices=opened.group_choices(),
         config=config,
         family=family,
         shape=shape,
@@ -212,26 +219,9 @@ def plan_conversion(checkpoint: Path, options: ConvertOptions) -> Plan:
     )
 
 
-def check_groups(groups: int, shape: HeadShape) -> None:
-    """Refuse a number of groups that the heads can't be merged into.
-
-    Raises:
-        UserError: with the numbers that would do.
-    """
-    current = shape.num_kv_heads
-    fewer = divisors(current)
-    choices = f"choose one of {', '.join(map(str, fewer))}" if fewer else "it can't be reduced further"
-    if groups == current:
-        raise UserError(f"the checkpoint already has {current} KV heads, so there is nothing to do; {choices}")
-    if groups > current:
-        raise UserError(f"groups is {groups}, but the checkpoint has only {current} KV heads; {choices}")
-    if current % groups:
-        raise UserError(f"{current} KV heads do not divide into {groups} groups; {choices}")
-
-
-def divisors(kv_heads: int) -> list[int]:
-    """The numbers of groups that so many KV heads can be merged into, ascending."""
-    return [count for count in range(1, kv_heads) if kv_heads % count == 0]
+def _computed_in(dtype: torch.dtype | None, entry: Entry) -> Entry:
+    """What is going to be cast up is computed in the wider dtype from the start."""
+    return entry.widened(dtype) if dtype and isinstance(entry, DerivedEntry) and entry.dtype in FLOATS else entry
 
 
 def _check_attention(family: Family, expected: Mapping[str, tuple[int, ...]], layers: Mapping[str, Layer]) -> None:
@@ -275,7 +265,7 @@ def _merged(family: Family, shape: HeadShape, prefix: str, layer: Layer, options
 
 
 def _in_writing_order(
-    entries: Mapping[str, TensorEntry],
+    entries: Mapping[str, Entry],
     prefixes: list[str],
     replaced: Mapping[str, object],
     merged: list[list[OutputTensor]],
@@ -296,7 +286,7 @@ def _in_writing_order(
 
 
 def _layer_plan(
-    number: int, shape: HeadShape, before: list[TensorEntry], after: list[OutputTensor], options: ConvertOptions
+    number: int, shape: HeadShape, before: list[Entry], after: list[OutputTensor], options: ConvertOptions
 ) -> LayerPlan:
     numbers_before = sum(math.prod(entry.shape) for entry in before)
     numbers_after = sum(math.prod(tensor.shape) for tensor in after)

@@ -1,9 +1,9 @@
 """A checkpoint's configuration and tokenizer as transformers reads them; what its loaders report, as a sentence."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gqa.convert.errors import UserError, did_you_mean, first_line
 from gqa.convert.source import read_config
@@ -12,15 +12,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
-def load_config(checkpoint: Path) -> "PreTrainedConfig":
+def load_config(checkpoint: Path, written: Mapping[str, Any] | None = None) -> "PreTrainedConfig":
     """The configuration of the checkpoint's language model (the text part of a model that has several).
+
+    Args:
+        checkpoint: its directory.
+        written: what to read in place of its config.json.
 
     Raises:
         UserError: the installed transformers has no causal language model of that type, or the values don't fit it.
     """
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-    raw = read_config(checkpoint)
+    raw = read_config(checkpoint) if written is None else written
     model_type = raw.get("model_type")
     if model_type not in CONFIG_MAPPING:
         if "auto_map" in raw:
@@ -32,7 +36,10 @@ def load_config(checkpoint: Path) -> "PreTrainedConfig":
             f"{checkpoint}: the model type {model_type!r} is unknown to transformers{known}; mend config.json"
         )
     with _damage(f"the config.json of {checkpoint} can't be used"):
-        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        if written is None:
+            config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        else:
+            config = CONFIG_MAPPING[model_type].from_dict(dict(written))
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"{checkpoint} is a {model_type}, which is no causal language model; perplexity needs one")
     text_config = config.get_text_config(decoder=True)

@@ -5,11 +5,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from gqa.convert.ahead import LayerStore, layers_ahead
 from gqa.convert.calibration import Progress
 from gqa.convert.config import converted_config
 from gqa.convert.directory import atomic_directory, check_output, check_space, disk_errors
+from gqa.convert.family import kv_settings
 from gqa.convert.ondemand import MergedLayers
 from gqa.convert.plan import ConvertOptions, Plan, plan_conversion
 from gqa.convert.provenance import new_stage, read_stages, write_stages
@@ -71,13 +73,17 @@ def write_conversion(
         with _made(plan, output, progress) if layers is None else nullcontext(layers) as made:
             write_shards(work, plan_shards(plan.tensors, plan.options.max_shard_bytes), made.take, advance)
         copy_side_files(plan.checkpoint, work)
-        write_config(work, converted_config(plan.config, plan.options.groups, plan.options.dtype))
+        write_config(work, _config(plan))
         write_stages(work, [*read_stages(plan.checkpoint), {**conversion_stage(plan, made.records), **facts}])
 
 
 def _made(plan: Plan, output: Path, progress: Progress) -> AbstractContextManager[LayerStore | MergedLayers]:
     """The plan's layers: made ahead where they need calibration, and otherwise when they are asked for."""
     return layers_ahead(plan, output, progress) if plan.options.calibration else MergedLayers(plan)
+
+
+def _config(plan: Plan) -> dict[str, Any]:
+    return converted_config(plan.config, kv_settings(plan.family, plan.options.groups), plan.options.dtype)
 
 
 def default_output(checkpoint: str, groups: int) -> Path:
@@ -96,6 +102,7 @@ def conversion_stage(plan: Plan, records: Mapping[int, Mapping[str, object]]) ->
         "convert",
         plan.checkpoint,
         model_type=plan.family.model_type,
+        rewritten_from=plan.rewritten_from,
         method=plan.options.method,
         grouping="similar" if plan.options.moves_heads else "contiguous",
         restrictions=plan.restrictions,

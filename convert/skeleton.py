@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from gqa.convert.checkpoint import open_checkpoint
+from gqa.convert.derived import Entry
+from gqa.convert.family import kv_settings
 from gqa.convert.pretrained import check_complete, load_config
-from gqa.convert.tensors import TensorEntry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,14 +28,14 @@ if TYPE_CHECKING:
 class OnDisk:
     """A tensor that the loader reads when it gets to it, so that what is cast is not in memory twice for long."""
 
-    entry: TensorEntry
+    entry: Entry
 
     def __getitem__(self, everything: EllipsisType) -> Tensor:
         return self.entry.load()[everything]
 
 
 def empty_model(checkpoint: Path, *, dtype: torch.dtype, device: torch.device, num_kv_heads: int) -> "PreTrainedModel":
-    """The stock causal language model of the checkpoint with parameters on the meta device and buffers on `device`.
+    """The causal language model that the checkpoint is, or is rewritten into, with parameters on the meta device and buffers on `device`.
 
     Raises:
         UserError: transformers has no class for it, or its configuration doesn't fit the class.
@@ -41,8 +43,10 @@ def empty_model(checkpoint: Path, *, dtype: torch.dtype, device: torch.device, n
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    config = load_config(checkpoint)
-    config.num_key_value_heads = num_kv_heads
+    opened = open_checkpoint(checkpoint)
+    config = load_config(checkpoint, opened.config if opened.rewrite else None)
+    for key, value in kv_settings(opened.family, num_kv_heads).items():
+        setattr(config, key, value)
     config.use_cache = False
     if dtype == torch.float64:
         config._experts_implementation = "eager"  # the fused expert kernels know no float64

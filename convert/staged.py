@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gqa.convert.family import family_for, head_shape
-from gqa.convert.layout import COMPUTED, kv_shapes, layer_prefix
+from gqa.convert.checkpoint import open_checkpoint
+from gqa.convert.derived import Entry
+from gqa.convert.layout import kv_shapes, layer_prefix
 from gqa.convert.skeleton import OnDisk, empty_model, filled
-from gqa.convert.source import read_config
-from gqa.convert.tensors import read_entries
 
 _LOGITS_AT_ONCE = 1 << 25  # 128 MiB in fp32
 _ROWS_EMBEDDED_AT_ONCE = 8  # the stock forward may make a mask for each
@@ -69,9 +68,8 @@ class StagedModel:
         Raises:
             UserError: the checkpoint is of no supported family, damaged, or without weights.
         """
-        config = read_config(checkpoint)
-        self.family = family_for(config)
-        source = head_shape(self.family, config)
+        opened = open_checkpoint(checkpoint)
+        self.family, source = opened.family, opened.shape
         self.checkpoint, self.dtype, self.device = checkpoint, dtype, device
         self.shape = replace(source, num_kv_heads=groups or source.num_kv_heads)
         self._model = empty_model(checkpoint, dtype=dtype, device=device, num_kv_heads=self.shape.num_kv_heads)
@@ -81,7 +79,7 @@ class StagedModel:
         self._names_outside = self._model.state_dict().keys() - set().union(*self._names)
         base = f"{self._model.base_model_prefix}."
         self._names_of_head = {name for name in self._names_outside if not name.startswith(base)}
-        self._read_headers(surplus=kv_shapes(self.family, source).keys() - kv_shapes(self.family, self.shape).keys())
+        self._sort(dict(opened.entries), surplus=kv_shapes(self.family, source).keys() - kv_shapes(self.family, self.shape).keys())
         self._arguments: dict[int, list[Arguments]] = {}
 
     @property
@@ -154,9 +152,8 @@ class StagedModel:
                 parts.append(cross_entropy(logits, wanted.to(self.device), reduction="none").cpu())
         return torch.cat(parts).unflatten(0, (len(ids), -1))
 
-    def _read_headers(self, surplus: set[str]) -> None:
+    def _sort(self, entries: dict[str, Entry], surplus: set[str]) -> None:
         """Sort the tensors on disk: those of each layer, and those outside. What the class has no place for is left."""
-        entries = {name: entry for name, entry in read_entries(self.checkpoint).items() if not name.endswith(COMPUTED)}
         names = set(entries)
         self._prefixes = [layer_prefix(self.family, names, layer) for layer in range(self.num_layers)]
         self._on_disk: list[dict[str, OnDisk | Tensor]] = []

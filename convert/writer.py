@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gqa.convert.derived import Entry
 from gqa.convert.tensors import DTYPE_NAMES, TensorEntry
 from gqa.convert.transfer import copy_range, write_at
 
@@ -26,13 +27,13 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class OutputTensor:
-    """One tensor to write: either bytes that stand in a source file, or one that the conversion produces."""
+    """One tensor to write: bytes that stand in a source file, what is computed from them, or what a merge produces."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    source: TensorEntry | None
-    """where its values stand; None for a tensor that is produced"""
+    source: Entry | None
+    """where its values stand or what they are computed from; None for a tensor that is produced"""
 
     @property
     def nbytes(self) -> int:
@@ -134,7 +135,7 @@ def _write_produced(file: _File, produce: Produce, advance: Advance, copying: Fu
     """Write everything in the file that is not copied, unless the copying has failed."""
     with file.path.open("r+b", buffering=0) as target:
         for position, tensor in file.places:
-            if _is_copy(tensor):
+            if _copied(tensor) is not None:
                 continue
             if copying.done():
                 copying.result()
@@ -168,16 +169,17 @@ def _padding(tensors: Sequence[OutputTensor], start: int) -> int:
     whole pages as a rule, so what is right for the first copy is right for all.
     """
     for tensor in tensors:
-        if _is_copy(tensor):
-            assert tensor.source is not None
-            padding = (tensor.source.offset - start) % mmap.PAGESIZE
+        if (source := _copied(tensor)) is not None:
+            padding = (source.offset - start) % mmap.PAGESIZE
             return padding if padding % 8 == 0 else 0  # the data must start on 8 bytes
         start += tensor.nbytes
     return 0
 
 
-def _is_copy(tensor: OutputTensor) -> bool:
-    return tensor.source is not None and tensor.source.dtype == tensor.dtype
+def _copied(tensor: OutputTensor) -> TensorEntry | None:
+    """Where the tensor's very bytes stand, if they do."""
+    source = tensor.source
+    return source if isinstance(source, TensorEntry) and source.dtype == tensor.dtype else None
 
 
 def _runs(places: Sequence[tuple[int, OutputTensor]]) -> Iterator[tuple[int, TensorEntry, int]]:
@@ -185,13 +187,14 @@ def _runs(places: Sequence[tuple[int, OutputTensor]]) -> Iterator[tuple[int, Ten
 
     def moved(place: tuple[int, OutputTensor]) -> tuple[Path, int] | None:
         position, tensor = place
-        return (tensor.source.file, position - tensor.source.offset) if tensor.source and _is_copy(tensor) else None
+        source = _copied(tensor)
+        return None if source is None else (source.file, position - source.offset)
 
-    for move, neighbours in groupby(places, key=moved):
+    for _, neighbours in groupby(places, key=moved):
         run = list(neighbours)
         position, first = run[0]
-        if move is not None and first.source is not None:
-            yield position, first.source, sum(tensor.nbytes for _, tensor in run)
+        if (source := _copied(first)) is not None:
+            yield position, source, sum(tensor.nbytes for _, tensor in run)
 
 
 def _values(tensor: OutputTensor, produce: Produce) -> Iterator[memoryview]:

@@ -66,7 +66,7 @@ def search(checkpoint, calibration, max_loss, tmp_path, options, progress=lambda
     def plan_for(groups):
         return plan_conversion(checkpoint, replace(options, groups=groups))
 
-    return fewest_groups(plan_for, 8, calibration, max_loss, lambda groups: tmp_path / f"out.{groups}", progress)
+    return fewest_groups(plan_for, calibration, max_loss, lambda groups: tmp_path / f"out.{groups}", progress)
 
 
 @pytest.mark.parametrize("method", ["mean", "lowrank"])

@@ -7,6 +7,7 @@ import torch
 
 from gqa.convert.budget import cheapest, groups_within, per_layer
 from gqa.convert.damage import Damage
+from gqa.convert.checkpoint import divisors
 from gqa.convert.errors import UserError
 from gqa.convert.forecast import Forecast
 
@@ -25,18 +26,18 @@ from gqa.convert.forecast import Forecast
     ],
 )
 def test_the_most_heads_within_a_share(kv_heads, share, groups):
-    assert groups_within(kv_heads, share) == groups
+    assert groups_within(kv_heads, share, divisors(kv_heads)) == groups
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.5, 25, float("nan"), float("inf")])
 def test_a_share_lies_between_nothing_and_everything(share):
     with pytest.raises(UserError, match="between 0 and 1"):
-        groups_within(8, share)
+        groups_within(8, share, [1, 2, 4])
 
 
 def test_a_head_is_the_least_there_is():
     with pytest.raises(UserError, match="even one takes"):
-        groups_within(8, 0.1)
+        groups_within(8, 0.1, [1, 2, 4])
 
 
 @pytest.mark.parametrize("seed", range(20))

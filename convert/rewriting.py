@@ -1,0 +1,142 @@
+"""Families whose class has no KV heads, rewritten into one that has them and computes the same.
+
+A rewrite says what the other class's configuration and tensors are, as pure functions of the checkpoint's. Nothing of
+it is done ahead of time: `rewritten` gives entries that compute themselves when they are read, a tensor at a time, and
+the rest of the conversion reads them as if they stood on disk.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gqa.convert.derived import Entry, Made, derive
+from gqa.convert.errors import UserError
+from gqa.convert.family import read_size
+from gqa.convert.tensors import TensorEntry
+
+Config = Mapping[str, Any]
+"""config.json of a checkpoint, what it is silent about filled in with the defaults of its class"""
+Tensors = Mapping[str, str | tuple[str, ...] | Made]
+"""by the names of the new class: the name of the tensor that it is, or the first that there is of several names, or how
+it is made"""
+
+_CARRIED = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "tie_word_embeddings")
+_CARRIED_IF_SAID = ("dtype", "torch_dtype", "use_cache", "transformers_version")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A checkpoint in the new class."""
+
+    config: dict[str, Any]
+    """config.json; what stands in every class's alike is carried over where nothing is said of it here"""
+    outside: Tensors
+    """the tensors before and after the layers, by full names"""
+    layer_prefix: str
+    """of a layer's names, with `{layer}` for its number"""
+    layer: Callable[[int], Tensors]
+    """a layer's tensors, by names after its prefix, on both sides"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewrite:
+    """How one family's checkpoints become another's."""
+
+    model_type: str
+    """`model_type` in config.json of what is rewritten"""
+    base_prefix: str
+    """what a checkpoint of the bare base model leaves off every name; names are given without it"""
+    layer_prefix: str
+    """of a layer's names after that, with `{layer}` for its number"""
+    num_layers: str = "num_hidden_layers"
+    """configuration key of the number of layers"""
+    computed: tuple[str, ...] = ()
+    """endings of tensors that old checkpoints carry and today's class computes"""
+    defaults: Mapping[str, Any]
+    """what the class takes where config.json is silent: every key that is asked for"""
+    target: Callable[[Config], Target]
+    """the checkpoint in the new class; raises UserError where no class can hold the model"""
+
+    def read(self, config: Mapping[str, Any]) -> Config:
+        """The configuration with nothing left out.
+
+        Raises:
+            UserError: a size is no positive integer.
+        """
+        given = {key: value for key, value in config.items() if value is not None}
+        for key, default in self.defaults.items():
+            if type(default) is int and not key.endswith("_token_id"):
+                read_size(given, key, default)
+        return {**self.defaults, **given}
+
+    def new_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """config.json in the new class.
+
+        Raises:
+            UserError: no class can hold the model.
+        """
+        known = self.read(config)
+        carried = {key: known.get(key) for key in _CARRIED}
+        said = {key: known[key] for key in _CARRIED_IF_SAID if key in known}
+        return {**carried, **said, **self.target(known).config}
+
+
+def rewritten(rewrite: Rewrite, config: Mapping[str, Any], entries: Mapping[str, TensorEntry]) -> dict[str, Entry]:
+    """The tensors of the new class, in its own order: those that stay what they are as they stand on disk.
+
+    Args:
+        rewrite: of the checkpoint's family.
+        config: the checkpoint's config.json.
+        entries: its tensors.
+
+    Raises:
+        UserError: a tensor is missing, there is one that nothing is known of, or shapes don't fit.
+    """
+    known = rewrite.read(config)
+    named = {name.removeprefix(rewrite.base_prefix): entry for name, entry in entries.items()}
+    wanted = _wanted(rewrite, known)
+    found: dict[str, Entry] = {}
+    used: set[str] = set()
+    for name, value in wanted.items():
+        names = value.sources if isinstance(value, Made) else _first(value, named)
+        missing = [source for source in names if source not in named]
+        if missing and name == "lm_head.weight" and known["tie_word_embeddings"]:
+            continue
+        if missing:
+            full = rewrite.base_prefix + missing[0]
+            raise UserError(f"tensor {full} is missing from the checkpoint; download it again")
+        found[name] = derive(value, named) if isinstance(value, Made) else named[names[0]]
+        used |= set(names)
+    unknown = [name for name in named if name not in used and not name.endswith(rewrite.computed)]
+    if unknown:
+        raise UserError(
+            f"the checkpoint has {len(unknown)} tensors that {rewrite.model_type} with its config.json does not have, "
+            f"{unknown[0]} for one; the checkpoint and its configuration do not belong together"
+        )
+    return found
+
+
+def _wanted(rewrite: Rewrite, known: Config) -> Tensors:
+    """Everything that the new class has, the head last."""
+    target = rewrite.target(known)
+    head = {name: value for name, value in target.outside.items() if name.startswith("lm_head.")}
+    wanted = {name: value for name, value in target.outside.items() if name not in head}
+    for number in range(known[rewrite.num_layers]):
+        prefix = rewrite.layer_prefix.format(layer=number)
+        for name, value in target.layer(number).items():
+            wanted[target.layer_prefix.format(layer=number) + name] = _prefixed(value, prefix)
+    return wanted | head
+
+
+def _prefixed(value: str | tuple[str, ...] | Made, prefix: str) -> str | tuple[str, ...] | Made:
+    if isinstance(value, str):
+        return prefix + value
+    if isinstance(value, tuple):
+        return tuple(prefix + name for name in value)
+    return Made(value.function, tuple(prefix + name for name in value.sources), by_rows=value.by_rows)
+
+
+def _first(value: str | tuple[str, ...], named: Mapping[str, object]) -> tuple[str]:
+    """The name of a tensor that stays what it is."""
+    names = (value,) if isinstance(value, str) else value
+    return (next((name for name in names if name in named), names[0]),)
