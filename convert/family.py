@@ -65,6 +65,8 @@ class Family:
     """configuration key of the number of KV heads"""
     multi_query_key: str | None = None
     """configuration key that decides it instead, where the class has either one KV head or as many as query heads"""
+    layer_returns_tuple: bool = False
+    """whether the class's decoder layer returns its hidden states as the first of several things"""
     refused: Mapping[str, str] = field(default_factory=dict)
     """configuration keys that must not be on, each with the reason"""
     default_kv_heads: int | None = None

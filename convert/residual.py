@@ -14,7 +14,7 @@ from torch.func import functional_call
 from gqa.convert.attention import AttentionWeights
 from gqa.convert.family import Family
 from gqa.convert.layout import all_tensors
-from gqa.convert.staged import StagedLayer
+from gqa.convert.staged import StagedLayer, hidden_of
 
 
 class Residual:
@@ -32,7 +32,8 @@ class Residual:
         tensors = {self._prefix + name: tensor.to(self.device) for name, tensor in written.items()}
         hidden = hidden.to(self.device, torch.float32)
         with _silent_feed_forward(self._layer), _reduced_precision(self.device):
-            return functional_call(self._layer.module, tensors, (hidden,), self._layer.arguments(hidden.shape[1]))
+            arguments = self._layer.arguments(hidden.shape[1])
+            return hidden_of(functional_call(self._layer.module, tensors, (hidden,), arguments))
 
 
 @contextmanager

@@ -45,7 +45,12 @@ class StagedLayer:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """The layer's output, on its device. [n, length, hidden_size] -> the same."""
-        return self.module(hidden.to(self.device), **self.arguments(hidden.shape[1]))
+        return hidden_of(self.module(hidden.to(self.device), **self.arguments(hidden.shape[1])))
+
+
+def hidden_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The hidden states in what a decoder layer returns."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 class StagedModel:
@@ -91,7 +96,7 @@ class StagedModel:
         """What enters the first layer, in host memory. [n, length] token ids -> [n, length, hidden_size]."""
         entering: list[Tensor] = []
 
-        def stand_in(index: int, hidden: Tensor, **_: object) -> Tensor:
+        def stand_in(index: int, hidden: Tensor, *_: object, **__: object) -> Tensor:
             if index == 0:
                 entering.append(hidden.cpu())
             return hidden
@@ -176,9 +181,14 @@ class StagedModel:
 
     @contextmanager
     def _in_place_of_layers(self, stand_in: Callable[..., Tensor]) -> Iterator[None]:
-        """Let the stock forward call `stand_in(layer, hidden, **arguments)` where it would run a layer."""
+        """Let the stock forward call `stand_in(layer, hidden, ...)` where it would run a layer."""
+
+        def forward(index: int, *arguments: Any, **more: Any) -> Tensor | tuple[Tensor, None]:
+            hidden = stand_in(index, *arguments, **more)
+            return (hidden, None) if self.family.layer_returns_tuple else hidden
+
         for index, layer in enumerate(self._layers):
-            layer.forward = partial(stand_in, index)
+            layer.forward = partial(forward, index)
         try:
             yield
         finally:
@@ -201,11 +211,26 @@ class StagedModel:
     def _record_arguments(self, length: int) -> list[Arguments]:
         recorded: list[Arguments] = []
 
-        def record(_: int, hidden: Tensor, **arguments: Any) -> Tensor:
+        def record(_: int, hidden: Tensor, *others: None, **arguments: Any) -> Tensor:
+            assert not any(others), "what stands in no place of its own, as an encoder's states, is not there"
             recorded.append(arguments)
             return hidden.to("meta")  # the final norm has no weights now, and nobody looks at its output
 
         blank = torch.zeros(1, length, self.shape.hidden_size, dtype=self.dtype, device=self.device)
-        with self._in_place_of_layers(record):
-            self._model.get_decoder()(inputs_embeds=blank, use_cache=False)
+        decoder = self._model.get_decoder()
+        with self._in_place_of_layers(record), _blank_tables(decoder, blank):
+            decoder(inputs_embeds=blank, use_cache=False)
         return recorded
+
+
+@contextmanager
+def _blank_tables(decoder: nn.Module, blank: Tensor) -> Iterator[None]:
+    """Let learned positions be zeros: their table has no weights now, and layers are called with nothing of it."""
+    tables = [module for module in decoder.modules() if isinstance(module, nn.Embedding)]
+    for table in tables:
+        table.forward = lambda ids: blank.new_zeros(*ids.shape, blank.shape[-1])
+    try:
+        yield
+    finally:
+        for table in tables:
+            del table.forward

@@ -12,6 +12,7 @@ FAMILY = Family(
     alibi_key="alibi",
     kv_heads_key="num_kv_heads",
     multi_query_key="multi_query",
+    layer_returns_tuple=True,
     refused={
         "new_decoder_architecture": "its class caches a copy of every KV head for each of its query heads, so fewer "
         "of them would not make the cache smaller"
