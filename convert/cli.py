@@ -135,6 +135,8 @@ def convert_command(
         ):
             plan = choice.plan
             target = output_for(plan.options.groups)
+            if plan.rewriting:
+                console.print(plan.rewriting, soft_wrap=True, highlight=False)
             if dry_run:
                 report = preview(choice, wish, every_layer=verbose, progress=progress)
             else:

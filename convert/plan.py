@@ -151,6 +151,17 @@ class Plan:
             restrictions.append("positions bias every head in its own way, so heads stay where they are")
         return restrictions
 
+    @property
+    def rewriting(self) -> str | None:
+        """A sentence on the class that the output is of, where it is not the checkpoint's."""
+        if self.rewritten_from is None:
+            return None
+        merges = self.options.groups < self.shape.num_kv_heads
+        return (
+            f"{self.rewritten_from} has no KV heads in transformers; the output is a {self.family.model_type} "
+            f"checkpoint, equal up to rounding{' but for the heads that merge' if merges else ''}."
+        )
+
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values: the totals, and one entry a layer."""
         return {

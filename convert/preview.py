@@ -15,7 +15,7 @@ from gqa.convert.moments import Moments
 from gqa.convert.plan import Plan
 from gqa.convert.pretrained import quiet_transformers
 
-_OF_THE_SOURCE = ("checkpoint", "model_type", "num_heads", "kv_heads_before", "head_dim")
+_OF_THE_SOURCE = ("checkpoint", "model_type", "rewritten_from", "num_heads", "kv_heads_before", "head_dim")
 """what a plan's JSON says of the checkpoint, whatever is made of it"""
 
 _FLAGS = {

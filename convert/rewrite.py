@@ -16,6 +16,7 @@ from gqa.convert.ondemand import MergedLayers
 from gqa.convert.plan import ConvertOptions, Plan, plan_conversion
 from gqa.convert.provenance import new_stage, read_stages, write_stages
 from gqa.convert.sidefiles import copy_side_files, write_config
+from gqa.convert.tokenizer import write_tokenizer
 from gqa.convert.writer import Advance, plan_shards, write_shards
 
 
@@ -70,9 +71,11 @@ def write_conversion(
     check_output(output, [plan.checkpoint], overwrite=overwrite)
     check_space(output, plan.total_bytes)
     with disk_errors(output), atomic_directory(output, overwrite=overwrite) as work:
+        copy_side_files(plan.checkpoint, work)
+        if plan.rewritten_from:
+            write_tokenizer(plan.checkpoint, work)
         with _made(plan, output, progress) if layers is None else nullcontext(layers) as made:
             write_shards(work, plan_shards(plan.tensors, plan.options.max_shard_bytes), made.take, advance)
-        copy_side_files(plan.checkpoint, work)
         write_config(work, _config(plan))
         write_stages(work, [*read_stages(plan.checkpoint), {**conversion_stage(plan, made.records), **facts}])
 

@@ -21,7 +21,7 @@ Tensors = Mapping[str, str | tuple[str, ...] | Made]
 it is made"""
 
 _CARRIED = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "tie_word_embeddings")
-_CARRIED_IF_SAID = ("dtype", "torch_dtype", "use_cache", "transformers_version")
+_SAID = ("dtype", "torch_dtype", "use_cache", "transformers_version")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +76,9 @@ class Rewrite:
             UserError: no class can hold the model.
         """
         known = self.read(config)
-        carried = {key: known.get(key) for key in _CARRIED}
-        said = {key: known[key] for key in _CARRIED_IF_SAID if key in known}
-        return {**carried, **said, **self.target(known).config}
+        new = self.target(known).config
+        carried = {key: known.get(key) for key in _CARRIED} | {key: known[key] for key in _SAID if key in known}
+        return new | {key: value for key, value in carried.items() if key not in new}
 
 
 def rewritten(rewrite: Rewrite, config: Mapping[str, Any], entries: Mapping[str, TensorEntry]) -> dict[str, Entry]:

@@ -31,6 +31,13 @@ def show_result(plan: Plan, output: Path, seconds: float, console: Console) -> N
     """What was made, what it saves, and what to do next."""
     before = sum(layer.cache_bytes_before for layer in plan.layers)
     after = sum(layer.cache_bytes_after for layer in plan.layers)
+    if plan.options.groups == plan.shape.num_kv_heads:
+        console.print(
+            f"Wrote {output} in {seconds:.1f} s: {plan.options.groups} KV heads, none of them merged. To compare:",
+            soft_wrap=True,
+        )
+        console.print(f"  gqa-eval {plan.checkpoint} {output} --data TEXT", soft_wrap=True, highlight=False)
+        return
     console.print(
         f"Wrote {output} in {seconds:.1f} s: {plan.shape.num_kv_heads} -> {plan.options.groups} KV heads, "
         f"KV cache {size(before)} -> {size(after)} a token ({before / after:.3g}x smaller).",

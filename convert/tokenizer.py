@@ -1,0 +1,57 @@
+"""The tokenizer of a checkpoint whose model type changes: said outright, so that no class has to be guessed from it.
+
+AutoTokenizer takes the class from the model type where nothing else names one, builds a tokenizer from a vocabulary and
+merges as that class does, and adds tokens that it thinks belong there. So what the original's tokenizer does in the end
+is written as `tokenizer.json`, under the class that does just what stands in it and that every version knows.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gqa.convert.pretrained import load_tokenizer, quiet_transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+_CONFIG = "tokenizer_config.json"
+_KEPT = ("chat_template", "model_max_length", "additional_special_tokens", "extra_special_tokens")
+
+
+def write_tokenizer(checkpoint: Path, work: Path) -> None:
+    """Write the tokenizer of `checkpoint`, if it has one, into `work`, where its files are copied already.
+
+    Raises:
+        UserError: its files are damaged.
+    """
+    if not any((checkpoint / name).is_file() for name in _VOCABULARIES):
+        return
+    quiet_transformers()
+    tokenizer = load_tokenizer(checkpoint)
+    config = _read(work / _CONFIG)
+    if tokenizer.is_fast:
+        backend = tokenizer.backend_tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+        (work / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
+        config = _config(tokenizer, config)
+    else:
+        config = config | {"tokenizer_class": type(tokenizer).__name__}
+    (work / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _config(tokenizer: "PreTrainedTokenizerBase", config: dict[str, Any]) -> dict[str, Any]:
+    """What stands beside `tokenizer.json`: settings of the caller's side, and nothing that would change the ids."""
+    said = {key: config[key] for key in _KEPT if key in config}
+    return {
+        **said,
+        **{key: str(token) for key, token in tokenizer.special_tokens_map.items() if isinstance(token, str)},
+        "padding_side": tokenizer.padding_side,
+        "truncation_side": tokenizer.truncation_side,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": bool(tokenizer.clean_up_tokenization_spaces),
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
