@@ -11,9 +11,9 @@ import torch
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from gqa.convert.calibration import CalibrationOptions
-from gqa.convert.errors import UserError, did_you_mean
 from gqa.convert.checkpoint import open_checkpoint
 from gqa.convert.derived import DerivedEntry, Entry
+from gqa.convert.errors import UserError, did_you_mean
 from gqa.convert.family import Family, HeadShape
 from gqa.convert.freedom import Freedom, freedom_of
 from gqa.convert.layerfit import FitOptions

@@ -12,6 +12,7 @@ from gqa.convert.families.gpt_bigcode import multi_head_config
 from gqa.convert.formulas import by_heads, made, zero_bias
 from gqa.convert.rewriting import Config, Rewrite, Target, Tensors
 
+
 def _target(config: Config) -> Target:
     width = config["hidden_size"]
     if not config["do_layer_norm_before"]:

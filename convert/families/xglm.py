@@ -49,7 +49,7 @@ def _target(config: Config) -> Target:
 
 
 def _sinusoids(positions: int, padding: int, embedding: Tensor) -> Tensor:
-    """fairseq's table: sines, then cosines, of frequencies from 1 to 1/10000. [positions, hidden_size].
+    """Fairseq's table: sines, then cosines, of frequencies from 1 to 1/10000. [positions, hidden_size].
 
     Args:
         positions: rows.

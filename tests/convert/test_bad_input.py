@@ -85,7 +85,10 @@ def test_config_of_another_kind(refuse, checkpoint, text, says):
 def test_unknown_model_type(refuse, checkpoint):
     edit_config(checkpoint, model_type="lama")
     refuse(
-        "-g", 2, checkpoint, says="unsupported model type 'lama' (did you mean 'llama'?); supported: codegen, cohere, falcon, "
+        "-g",
+        2,
+        checkpoint,
+        says="unsupported model type 'lama' (did you mean 'llama'?); supported: codegen, cohere, falcon, ",
     )
 
 

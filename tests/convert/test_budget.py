@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gqa.convert.budget import cheapest, groups_within, per_layer
-from gqa.convert.damage import Damage
 from gqa.convert.checkpoint import divisors
+from gqa.convert.damage import Damage
 from gqa.convert.errors import UserError
 from gqa.convert.forecast import Forecast
 

@@ -29,7 +29,10 @@ def test_nothing_but_the_heads_and_the_old_spellings_changes(checkpoint, tmp_pat
 
 def test_old_configurations_stay_as_they_are():
     config = {"rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 2.0}, "torch_dtype": "float16"}
-    assert converted_config(config, {"num_key_value_heads": 2}, None) == config | {"num_key_value_heads": 2, "dtype": "float16"}
+    assert converted_config(config, {"num_key_value_heads": 2}, None) == config | {
+        "num_key_value_heads": 2,
+        "dtype": "float16",
+    }
 
 
 def test_no_dtype_is_invented():
@@ -88,7 +91,9 @@ def test_every_family_reads_the_same_rope_before_and_after(variant, tmp_path):
     config.save_pretrained(tmp_path / "before")
     written = json.loads((tmp_path / "before" / "config.json").read_text())
     (tmp_path / "after").mkdir()
-    (tmp_path / "after" / "config.json").write_text(json.dumps(converted_config(written, {"num_key_value_heads": 2}, None)))
+    (tmp_path / "after" / "config.json").write_text(
+        json.dumps(converted_config(written, {"num_key_value_heads": 2}, None))
+    )
     after = AutoConfig.from_pretrained(tmp_path / "after")
     assert after.rope_parameters == AutoConfig.from_pretrained(tmp_path / "before").rope_parameters
     assert after.num_key_value_heads == 2
