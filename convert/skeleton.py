@@ -35,7 +35,9 @@ class OnDisk:
 
 
 def empty_model(checkpoint: Path, *, dtype: torch.dtype, device: torch.device, num_kv_heads: int) -> "PreTrainedModel":
-    """The causal language model that the checkpoint is, or is rewritten into, with parameters on the meta device and buffers on `device`.
+    """The causal language model that the checkpoint is, or is rewritten into, of transformers' stock class.
+
+    Parameters are on the meta device, buffers on `device`.
 
     Raises:
         UserError: transformers has no class for it, or its configuration doesn't fit the class.

@@ -1,4 +1,4 @@
-"""GPT-2: learned positions, q, k, v fused in a transposed matrix. Becomes a GPT-BigCode, which can share one KV head."""
+"""GPT-2: learned positions, q, k, v fused in a transposed matrix. Becomes a GPT-BigCode."""
 
 from functools import partial
 

@@ -19,8 +19,8 @@ def _target(config: Config) -> Target:
     kinds = {kind for kinds, _ in config["attention_types"] for kind in kinds}
     if positions > window and kinds != {"global"}:
         raise UserError(
-            f"gpt_neo with local layers that look back {window} tokens of {positions} can't be converted: no class with "
-            f"shared KV heads has them; for texts up to {window} tokens they are as good as global: set "
+            f"gpt_neo with local layers that look back {window} tokens of {positions} can't be converted: no class "
+            f"with shared KV heads has them; for texts up to {window} tokens they are as good as global: set "
             f"max_position_embeddings to {window} in the config.json of a copy, and convert that"
         )
     return Target(

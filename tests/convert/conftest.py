@@ -322,6 +322,7 @@ _WIDE = {"hidden_size": 64, "intermediate_size": 40, "num_hidden_layers": 2, "nu
 _GPT2 = {"n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 64}
 _OPT = {"hidden_size": 48, "ffn_dim": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 48}
 _NEO = {"hidden_size": 48, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 64}
+_PLAIN_XGLM = {"scale_embedding": False, "tie_word_embeddings": False, "pad_token_id": 5}
 _XGLM = {"d_model": 48, "ffn_dim": 40, "num_layers": 2, "attention_heads": 4, "max_position_embeddings": 64}
 
 _EXACT, _SINGLE = 1e-12, 2e-5  # some classes compute attention, or all, in float32
@@ -366,7 +367,7 @@ HEADLESS = [
     _headless("gpt_neo", "gpt_bigcode", _SINGLE, **_NEO, window_size=64, attention_types=[[["global", "local"], 1]]),
     _headless("gpt_neo-global", "gpt_bigcode", _SINGLE, **_NEO, window_size=4, attention_types=[[["global"], 2]]),
     _headless("xglm", "gpt_bigcode", _SINGLE, **_XGLM),
-    _headless("xglm-plain", "gpt_bigcode", _SINGLE, **_XGLM, scale_embedding=False, tie_word_embeddings=False),
+    _headless("xglm-plain", "gpt_bigcode", _SINGLE, **_XGLM, **_PLAIN_XGLM),
 ]
 
 

@@ -127,7 +127,7 @@ def test_fitting(shape, tmp_path, calibration_text, make_tokenizer, load):
 def test_nothing_between_one_head_and_all(shape, tmp_path):
     build(shape, multi_query=False).save_pretrained(tmp_path / "many")
     build(shape, multi_query=True).save_pretrained(tmp_path / "one")
-    with pytest.raises(UserError, match="has either one KV head or as many as query heads; choose one of 1$"):
+    with pytest.raises(UserError, match=r"has either one KV head or as many as query heads; choose one of 1$"):
         plan_conversion(tmp_path / "many", ConvertOptions(groups=2))
     with pytest.raises(UserError, match="already has 1 KV heads, so there is nothing to do; it can't be reduced"):
         plan_conversion(tmp_path / "one", ConvertOptions(groups=1))

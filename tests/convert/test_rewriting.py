@@ -75,7 +75,7 @@ def test_rotary_settings_left_out_are_as_in_the_class(saved, load):
 
 @pytest.mark.parametrize("name", ["gpt_neox", "gptj", "gpt2", "opt", "gpt_neo", "xglm"])
 def test_names_of_other_days(name, saved, tmp_path, state_of):
-    """Without the base model's prefix, with buffers that are computed today, in a pickle; NeoX's head by either name."""
+    """Without the base model's prefix, with buffers that are computed today, in a pickle, NeoX's head renamed."""
     checkpoint = saved(name)
     rewrite = all_rewrites()[name]
     heads = open_checkpoint(checkpoint).shape.num_heads
@@ -319,6 +319,6 @@ def test_tokenizers_survive_another_model_type(name, config, files, saved, token
 def test_a_damaged_tokenizer_is_a_sentence(saved, tmp_path):
     checkpoint = saved("gpt2")
     (checkpoint / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match="the tokenizer of .* can't be loaded"):
+    with pytest.raises(UserError, match=r"the tokenizer of .* can't be loaded"):
         convert(checkpoint, tmp_path / "out", ConvertOptions(groups=1))
     assert not (tmp_path / "out").exists()
