@@ -84,10 +84,8 @@ class StagedModel:
         self._names_outside = self._model.state_dict().keys() - set().union(*self._names)
         base = f"{self._model.base_model_prefix}."
         self._names_of_head = {name for name in self._names_outside if not name.startswith(base)}
-        self._sort(
-            dict(opened.entries),
-            surplus=kv_shapes(self.family, source).keys() - kv_shapes(self.family, self.shape).keys(),
-        )
+        surplus = kv_shapes(self.family, source).keys() - kv_shapes(self.family, self.shape).keys()
+        self._sort(dict(opened.entries), surplus)
         self._arguments: dict[int, list[Arguments]] = {}
 
     @property

@@ -9,6 +9,8 @@ from gqa.convert.config import converted_config
 from gqa.convert.plan import ConvertOptions
 from gqa.convert.rewrite import convert
 
+TWO = {"num_key_value_heads": 2}
+
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -29,26 +31,23 @@ def test_nothing_but_the_heads_and_the_old_spellings_changes(checkpoint, tmp_pat
 
 def test_old_configurations_stay_as_they_are():
     config = {"rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 2.0}, "torch_dtype": "float16"}
-    assert converted_config(config, {"num_key_value_heads": 2}, None) == config | {
-        "num_key_value_heads": 2,
-        "dtype": "float16",
-    }
+    assert converted_config(config, TWO, None) == config | TWO | {"dtype": "float16"}
 
 
 def test_no_dtype_is_invented():
-    assert converted_config({}, {"num_key_value_heads": 2}, None) == {"num_key_value_heads": 2}
+    assert converted_config({}, TWO, None) == TWO
 
 
 def test_scaled_rope_is_repeated_in_the_old_spelling():
     config = {"rope_parameters": {"rope_theta": 5e5, **LLAMA3}}
-    result = converted_config(config, {"num_key_value_heads": 2}, None)
+    result = converted_config(config, TWO, None)
     assert result["rope_theta"] == 5e5
     assert result["rope_scaling"] == LLAMA3
 
 
 def test_partial_rotary_is_repeated():
     config = {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.4}}
-    result = converted_config(config, {"num_key_value_heads": 2}, None)
+    result = converted_config(config, TWO, None)
     assert (result["rope_theta"], result["partial_rotary_factor"]) == (1e4, 0.4)
     assert "rope_scaling" not in result
 
@@ -60,7 +59,7 @@ def test_local_and_global_rotary_bases_are_repeated():
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
         }
     }
-    result = converted_config(config, {"num_key_value_heads": 2}, None)
+    result = converted_config(config, TWO, None)
     assert (result["rope_theta"], result["rope_local_base_freq"]) == (1e6, 1e4)
     assert result["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
 
@@ -91,9 +90,7 @@ def test_every_family_reads_the_same_rope_before_and_after(variant, tmp_path):
     config.save_pretrained(tmp_path / "before")
     written = json.loads((tmp_path / "before" / "config.json").read_text())
     (tmp_path / "after").mkdir()
-    (tmp_path / "after" / "config.json").write_text(
-        json.dumps(converted_config(written, {"num_key_value_heads": 2}, None))
-    )
+    (tmp_path / "after" / "config.json").write_text(json.dumps(converted_config(written, TWO, None)))
     after = AutoConfig.from_pretrained(tmp_path / "after")
     assert after.rope_parameters == AutoConfig.from_pretrained(tmp_path / "before").rope_parameters
     assert after.num_key_value_heads == 2
