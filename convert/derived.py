@@ -20,7 +20,7 @@ class Made:
     function: Callable[..., Tensor]
     sources: tuple[str, ...]
     by_rows: bool = False
-    """whether the rows of the one source become those of the result, each by itself: so that a table as large as an
+    """whether the rows of the first source become those of the result, each by itself: so that a table as large as an
     embedding's need not be in memory"""
 
 
@@ -48,10 +48,11 @@ class DerivedEntry:
         if not self.made.by_rows:
             yield self.load()
             return
-        (source,) = self.sources
+        table, *others = self.sources
+        loaded = [self._cast(other.load()) for other in others]
         width = self.shape[1]
-        for piece in source.pieces(max(1, elements // width) * width):
-            yield self.made.function(self._cast(piece.view(-1, width)))
+        for piece in table.pieces(max(1, elements // width) * width):
+            yield self.made.function(self._cast(piece.view(-1, width)), *loaded)
 
     def widened(self, dtype: torch.dtype) -> "DerivedEntry":
         """The same, computed in `dtype` where that holds more than the sources' own."""

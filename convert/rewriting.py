@@ -6,7 +6,7 @@ the rest of the conversion reads them as if they stood on disk.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gqa.convert.derived import Entry, Made, derive
@@ -16,9 +16,8 @@ from gqa.convert.tensors import TensorEntry
 
 Config = Mapping[str, Any]
 """config.json of a checkpoint, what it is silent about filled in with the defaults of its class"""
-Tensors = Mapping[str, str | tuple[str, ...] | Made]
-"""by the names of the new class: the name of the tensor that it is, or the first that there is of several names, or how
-it is made"""
+Tensors = Mapping[str, str | Made]
+"""by the names of the new class: the name of the tensor that it is, or how it is made"""
 
 _CARRIED = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "tie_word_embeddings")
 _SAID = ("dtype", "torch_dtype", "use_cache", "transformers_version")
@@ -50,6 +49,8 @@ class Rewrite:
     """of a layer's names after that, with `{layer}` for its number"""
     num_layers: str = "num_hidden_layers"
     """configuration key of the number of layers"""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """names that some checkpoints have, with those that are meant"""
     computed: tuple[str, ...] = ()
     """endings of tensors that old checkpoints carry and today's class computes"""
     defaults: Mapping[str, Any]
@@ -93,20 +94,21 @@ def rewritten(rewrite: Rewrite, config: Mapping[str, Any], entries: Mapping[str,
         UserError: a tensor is missing, there is one that nothing is known of, or shapes don't fit.
     """
     known = rewrite.read(config)
-    named = {name.removeprefix(rewrite.base_prefix): entry for name, entry in entries.items()}
-    wanted = _wanted(rewrite, known)
+    bare = {name.removeprefix(rewrite.base_prefix): entry for name, entry in entries.items()}
+    named = {rewrite.renamed.get(name, name): entry for name, entry in bare.items()}
+    tied = known["tie_word_embeddings"]
     found: dict[str, Entry] = {}
-    used: set[str] = set()
-    for name, value in wanted.items():
-        names = value.sources if isinstance(value, Made) else _first(value, named)
-        missing = [source for source in names if source not in named]
-        if missing and name == "lm_head.weight" and known["tie_word_embeddings"]:
-            continue
-        if missing:
-            full = rewrite.base_prefix + missing[0]
-            raise UserError(f"tensor {full} is missing from the checkpoint; download it again")
-        found[name] = derive(value, named) if isinstance(value, Made) else named[names[0]]
-        used |= set(names)
+    used = {rewrite.renamed.get("lm_head.weight", "lm_head.weight")} if tied else set[str]()
+    for name, value in _wanted(rewrite, known).items():
+        sources = value.sources if isinstance(value, Made) else (value,)
+        missing = [source for source in sources if source not in named]
+        if missing and not (tied and name == "lm_head.weight"):
+            raise UserError(
+                f"tensor {rewrite.base_prefix}{missing[0]} is missing from the checkpoint; download it again"
+            )
+        if not missing:
+            found[name] = derive(value, named) if isinstance(value, Made) else named[value]
+            used |= set(sources)
     unknown = [name for name in named if name not in used and not name.endswith(rewrite.computed)]
     if unknown:
         raise UserError(
@@ -128,15 +130,7 @@ def _wanted(rewrite: Rewrite, known: Config) -> Tensors:
     return wanted | head
 
 
-def _prefixed(value: str | tuple[str, ...] | Made, prefix: str) -> str | tuple[str, ...] | Made:
+def _prefixed(value: str | Made, prefix: str) -> str | Made:
     if isinstance(value, str):
         return prefix + value
-    if isinstance(value, tuple):
-        return tuple(prefix + name for name in value)
-    return Made(value.function, tuple(prefix + name for name in value.sources), by_rows=value.by_rows)
-
-
-def _first(value: str | tuple[str, ...], named: Mapping[str, object]) -> tuple[str]:
-    """The name of a tensor that stays what it is."""
-    names = (value,) if isinstance(value, str) else value
-    return (next((name for name in names if name in named), names[0]),)
+    return replace(value, sources=tuple(prefix + name for name in value.sources))

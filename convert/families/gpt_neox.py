@@ -1,21 +1,22 @@
 """GPT-NeoX, Pythia, RedPajama-INCITE: q, k, v fused head by head, partial rotary, biases, LayerNorms.
 
 With a parallel residual it computes what Phi does, once the two norms of a layer, of which Phi has only one, are folded
-into the linear maps behind them. With a sequential one it is a Nemotron, whose norms add 1 to their weights.
+into the linear maps behind them. With a sequential one it is a Nemotron, whose norms add 1 to their weights; small
+weights would lose bits by that, so they are made larger by powers of two, which the linear maps undo without rounding.
 """
 
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gqa.convert.derived import Made
-from gqa.convert.formulas import made, norm_in_bias, norm_in_weight, of_heads, ones, zero_bias, zeros
+from gqa.convert.formulas import Rows, made, norm_in_bias, norm_in_weight, of_heads, ones, zero_bias, zeros
 from gqa.convert.rewriting import Config, Rewrite, Target, Tensors
 
 _QKV, _OUT = "attention.query_key_value", "attention.dense"
 _UP, _DOWN = "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"
-_HEAD = ("embed_out.weight", "lm_head.weight")
 
 
 def _target(config: Config) -> Target:
@@ -37,7 +38,7 @@ def _phi(config: Config) -> Target:
             "model.embed_tokens.weight": "embed_in.weight",
             "model.final_layernorm.weight": "final_layer_norm.weight",
             "model.final_layernorm.bias": "final_layer_norm.bias",
-            "lm_head.weight": _HEAD,
+            "lm_head.weight": "embed_out.weight",
             "lm_head.bias": zero_bias("embed_in.weight"),
         },
         layer_prefix="model.layers.{layer}.",
@@ -67,6 +68,14 @@ def _phi_layer(config: Config, layer: int) -> Tensors:
 
 
 def _nemotron(config: Config) -> Target:
+    norm, bias = "final_layer_norm.weight", "final_layer_norm.bias"
+    head: Tensors = {
+        "model.norm.weight": made(_lifted_less_one, norm),
+        "model.norm.bias": made(_lifted_bias, bias, norm),
+        "lm_head.weight": Made(_undone, ("embed_out.weight", norm), by_rows=True),
+    }
+    if config["tie_word_embeddings"]:  # what would undo it is the embedding
+        head = {"model.norm.weight": made(lambda weight: weight - 1, norm), "model.norm.bias": bias}
     return Target(
         config={
             "architectures": ["NemotronForCausalLM"],
@@ -77,12 +86,7 @@ def _nemotron(config: Config) -> Target:
             "attention_bias": config["attention_bias"],
             "mlp_bias": True,
         },
-        outside={
-            "model.embed_tokens.weight": "embed_in.weight",
-            "model.norm.weight": made(_less_one, "final_layer_norm.weight"),
-            "model.norm.bias": "final_layer_norm.bias",
-            "lm_head.weight": _HEAD,
-        },
+        outside={"model.embed_tokens.weight": "embed_in.weight", **head},
         layer_prefix="model.layers.{layer}.",
         layer=partial(_nemotron_layer, config),
     )
@@ -90,23 +94,45 @@ def _nemotron(config: Config) -> Target:
 
 def _nemotron_layer(config: Config, layer: int) -> Tensors:
     del layer
-    tensors: dict[str, str | Made] = {}
-    for norm in ("input_layernorm", "post_attention_layernorm"):
-        tensors[f"{norm}.weight"] = made(_less_one, f"{norm}.weight")
-        tensors[f"{norm}.bias"] = f"{norm}.bias"
-    for kind in ("weight", "bias") if config["attention_bias"] else ("weight",):
-        for part in "qkv":
-            rows = of_heads(part, config["num_attention_heads"])
-            tensors[f"self_attn.{part}_proj.{kind}"] = made(rows, f"{_QKV}.{kind}")
-        tensors[f"self_attn.o_proj.{kind}"] = f"{_OUT}.{kind}"
-    for kind in ("weight", "bias"):
-        tensors[f"mlp.up_proj.{kind}"] = f"{_UP}.{kind}"
-        tensors[f"mlp.down_proj.{kind}"] = f"{_DOWN}.{kind}"
+    first, second = "input_layernorm", "post_attention_layernorm"
+    tensors: dict[str, str | Made] = {
+        "self_attn.o_proj.weight": f"{_OUT}.weight",
+        "mlp.up_proj.weight": made(_undone, f"{_UP}.weight", f"{second}.weight"),
+        "mlp.up_proj.bias": f"{_UP}.bias",
+        "mlp.down_proj.weight": f"{_DOWN}.weight",
+        "mlp.down_proj.bias": f"{_DOWN}.bias",
+    }
+    for norm in (first, second):
+        tensors[f"{norm}.weight"] = made(_lifted_less_one, f"{norm}.weight")
+        tensors[f"{norm}.bias"] = made(_lifted_bias, f"{norm}.bias", f"{norm}.weight")
+    for part in "qkv":
+        name, rows = f"self_attn.{part}_proj", of_heads(part, config["num_attention_heads"])
+        tensors[f"{name}.weight"] = made(partial(_undone, rows=rows), f"{_QKV}.weight", f"{first}.weight")
+        if config["attention_bias"]:
+            tensors[f"{name}.bias"] = made(rows, f"{_QKV}.bias")
+    if config["attention_bias"]:
+        tensors["self_attn.o_proj.bias"] = f"{_OUT}.bias"
     return tensors
 
 
-def _less_one(weight: Tensor) -> Tensor:
-    return weight - 1
+def _lift(norm: Tensor) -> Tensor:
+    """Factors, powers of two or such times -1, that bring weights below a half into [1, 2), where 1 less is exact."""
+    _, exponent = torch.frexp(norm.float())
+    factors = torch.ldexp(norm.float().sign(), 1 - exponent)
+    return torch.where((norm < 0.5) & (norm != 0), factors, 1).to(norm.dtype)
+
+
+def _lifted_less_one(norm: Tensor) -> Tensor:
+    return norm * _lift(norm) - 1
+
+
+def _lifted_bias(bias: Tensor, norm: Tensor) -> Tensor:
+    return (bias * _lift(norm)).to(bias.dtype)
+
+
+def _undone(weight: Tensor, norm: Tensor, rows: Rows = lambda tensor: tensor) -> Tensor:
+    """A linear map behind a norm that `_lift` has made larger. [out, in], [in] -> [out, in]."""
+    return (rows(weight) / _lift(norm)).to(weight.dtype)
 
 
 def _sizes(config: Config) -> dict[str, Any]:
@@ -126,6 +152,7 @@ REWRITE = Rewrite(
     model_type="gpt_neox",
     base_prefix="gpt_neox.",
     layer_prefix="layers.{layer}.",
+    renamed={"lm_head.weight": "embed_out.weight"},
     computed=(".attention.bias", ".attention.masked_bias"),
     defaults={
         "vocab_size": 50432,

@@ -41,7 +41,7 @@ def _target(config: Config) -> Target:
             "transformer.wpe.weight": made(positions, embedding),
             "transformer.ln_f.weight": "layer_norm.weight",
             "transformer.ln_f.bias": "layer_norm.bias",
-            "lm_head.weight": ("lm_head.weight", embedding) if config["tie_word_embeddings"] else "lm_head.weight",
+            "lm_head.weight": embedding if config["tie_word_embeddings"] else "lm_head.weight",
         },
         layer_prefix="transformer.h.{layer}.",
         layer=lambda _: layer(config["attention_heads"]),
