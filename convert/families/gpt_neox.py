@@ -138,7 +138,7 @@ def _undone(weight: Tensor, norm: Tensor, rows: Rows = lambda tensor: tensor) ->
 def _sizes(config: Config) -> dict[str, Any]:
     """What both classes call as GPT-NeoX does, and the rotary settings as its class reads them."""
     rope = config["rope_scaling"] or config["rope_parameters"] or {}
-    usual = {"rope_theta": config["rotary_emb_base"], "partial_rotary_factor": config["rotary_pct"]}
+    usual = {"rope_theta": float(config["rotary_emb_base"]), "partial_rotary_factor": config["rotary_pct"]}
     kind = rope.get("rope_type", rope.get("type", "default"))
     keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
     return {

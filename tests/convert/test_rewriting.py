@@ -68,7 +68,7 @@ def test_rotary_settings_left_out_are_as_in_the_class(saved, load):
     assert (
         open_checkpoint(checkpoint).config["rope_parameters"] == AutoConfig.from_pretrained(checkpoint).rope_parameters
     )
-    edit_config(checkpoint, rotary_emb_base=777.0, rotary_pct=0.5, rope_scaling={"type": "linear", "factor": 2.0})
+    edit_config(checkpoint, rotary_emb_base=777, rotary_pct=0.5, rope_scaling={"type": "linear", "factor": 2.0})
     ours, theirs = open_checkpoint(checkpoint).config["rope_parameters"], AutoConfig.from_pretrained(checkpoint)
     assert {key: ours[key] for key in theirs.rope_parameters} == theirs.rope_parameters
 
