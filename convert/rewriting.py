@@ -64,7 +64,7 @@ class Rewrite:
         Raises:
             UserError: a size is no positive integer.
         """
-        given = {key: value for key, value in config.items() if value is not None}
+        given = {key: value for key, value in config.items() if value is not None or key.endswith("_token_id")}
         for key, default in self.defaults.items():
             if type(default) is int and not key.endswith("_token_id"):
                 read_size(given, key, default)
