@@ -7,8 +7,9 @@ from typing import Any
 
 from gqa.convert.derived import Entry
 from gqa.convert.errors import UserError
-from gqa.convert.family import Family, HeadShape, all_rewrites, check_supported, family_for, head_shape
-from gqa.convert.rewriting import Rewrite, rewritten
+from gqa.convert.families.rewritten import REWRITTEN
+from gqa.convert.family import Family, HeadShape, check_supported, family_for, head_shape
+from gqa.convert.rewriting import Rewrite, rewrite_of, rewritten
 from gqa.convert.source import read_config
 from gqa.convert.tensors import read_entries
 
@@ -80,7 +81,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     on_disk = read_config(path)
     check_supported(on_disk)
-    rewrite = all_rewrites().get(on_disk["model_type"])
+    model_type = on_disk["model_type"]
+    rewrite = rewrite_of(model_type) if model_type in REWRITTEN else None
     config = rewrite.new_config(on_disk) if rewrite else on_disk
     family = family_for(config)
     return Checkpoint(

@@ -5,15 +5,12 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from gqa.convert import families
 from gqa.convert.errors import UserError, did_you_mean
 from gqa.convert.families.refused import REFUSED
-
-if TYPE_CHECKING:
-    from gqa.convert.rewriting import Rewrite
+from gqa.convert.families.rewritten import REWRITTEN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,18 +88,9 @@ class HeadShape:
 @cache
 def all_families() -> dict[str, Family]:
     """Every family whose class can have fewer KV heads, by model type, in alphabetical order."""
-    return {module.FAMILY.model_type: module.FAMILY for module in _modules() if hasattr(module, "FAMILY")}
-
-
-@cache
-def all_rewrites() -> "dict[str, Rewrite]":
-    """Every family that is rewritten into another one's class, by model type, in alphabetical order."""
-    return {module.REWRITE.model_type: module.REWRITE for module in _modules() if hasattr(module, "REWRITE")}
-
-
-def _modules() -> list[ModuleType]:
     names = sorted(info.name for info in pkgutil.iter_modules(families.__path__))
-    return [importlib.import_module(f"{families.__name__}.{name}") for name in names]
+    modules = [importlib.import_module(f"{families.__name__}.{name}") for name in names]
+    return {module.FAMILY.model_type: module.FAMILY for module in modules if hasattr(module, "FAMILY")}
 
 
 def family_for(config: Mapping[str, Any]) -> Family:
@@ -132,7 +120,7 @@ def check_supported(config: Mapping[str, Any]) -> None:
         raise UserError("config.json has no model_type; it is not a transformers checkpoint")
     if model_type in REFUSED:
         raise UserError(f"{model_type} can't be converted: {REFUSED[model_type]}")
-    known = sorted({*all_families(), *all_rewrites()})
+    known = sorted({*all_families(), *REWRITTEN})
     if model_type not in known:
         raise UserError(
             f"unsupported model type {model_type!r}{did_you_mean(model_type, known)}; supported: {', '.join(known)}"

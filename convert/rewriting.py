@@ -5,10 +5,12 @@ it is done ahead of time: `rewritten` gives entries that compute themselves when
 the rest of the conversion reads them as if they stood on disk.
 """
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gqa.convert import rewrites
 from gqa.convert.derived import Entry, Made, derive
 from gqa.convert.errors import UserError
 from gqa.convert.family import read_size
@@ -80,6 +82,11 @@ class Rewrite:
         new = self.target(known).config
         carried = {key: known.get(key) for key in _CARRIED} | {key: known[key] for key in _SAID if key in known}
         return new | {key: value for key, value in carried.items() if key not in new}
+
+
+def rewrite_of(model_type: str) -> Rewrite:
+    """The rewrite of a model type in `REWRITTEN`."""
+    return importlib.import_module(f"{rewrites.__name__}.{model_type}").REWRITE
 
 
 def rewritten(rewrite: Rewrite, config: Mapping[str, Any], entries: Mapping[str, TensorEntry]) -> dict[str, Entry]:

@@ -1,1 +1,1 @@
-"""One declarative file per model family: a module with a `FAMILY`, or with a `REWRITE` into one."""
+"""One declarative file per model family: a module with a `FAMILY` and nothing else."""

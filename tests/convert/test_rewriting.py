@@ -16,12 +16,13 @@ from gqa.convert.checkpoint import open_checkpoint
 from gqa.convert.cli import app
 from gqa.convert.derived import DerivedEntry
 from gqa.convert.errors import UserError
-from gqa.convert.family import all_rewrites
+from gqa.convert.families.rewritten import REWRITTEN
 from gqa.convert.formulas import halves, norm_in_bias, norm_in_weight, of_heads
 from gqa.convert.layerfit import FitOptions
 from gqa.convert.plan import ConvertOptions, plan_conversion
 from gqa.convert.provenance import read_stages
 from gqa.convert.rewrite import convert
+from gqa.convert.rewriting import rewrite_of
 from gqa.convert.staged import StagedModel
 from gqa.convert.tensors import TensorEntry
 
@@ -50,11 +51,11 @@ def edit_tensors(checkpoint: Path, change) -> None:
     save_file(tensors, checkpoint / "model.safetensors", {"format": "pt"})
 
 
-@pytest.mark.parametrize("model_type", all_rewrites())
+@pytest.mark.parametrize("model_type", REWRITTEN)
 def test_what_is_left_out_of_a_config_is_as_in_the_class(model_type):
     theirs = AutoConfig.for_model(model_type)
     unlike = {"rope_parameters", "rope_scaling", "rotary_emb_base", "rotary_pct", "word_embed_proj_dim"}
-    for key, value in all_rewrites()[model_type].defaults.items():
+    for key, value in rewrite_of(model_type).defaults.items():
         if key not in unlike:
             found = getattr(theirs, key)
             assert (found, type(found)) == (value, type(value)), key
@@ -77,7 +78,7 @@ def test_rotary_settings_left_out_are_as_in_the_class(saved, load):
 def test_names_of_other_days(name, saved, tmp_path, state_of):
     """Without the base model's prefix, with buffers that are computed today, in a pickle, NeoX's head renamed."""
     checkpoint = saved(name)
-    rewrite = all_rewrites()[name]
+    rewrite = rewrite_of(name)
     heads = open_checkpoint(checkpoint).shape.num_heads
     convert(checkpoint, tmp_path / "expected", ConvertOptions(groups=heads))
     layer = rewrite.layer_prefix.format(layer=1).removesuffix(".")

@@ -4,8 +4,8 @@ from functools import partial
 
 from torch import Tensor
 
-from gqa.convert.families.gptj import DEFAULTS, phi
 from gqa.convert.formulas import halves, made
+from gqa.convert.rewrites.gptj import DEFAULTS, phi
 from gqa.convert.rewriting import Config, Rewrite, Target
 
 _BLOCKS, _ORDER = 4, "qvk"

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from gqa.convert.derived import Made
 from gqa.convert.errors import UserError
-from gqa.convert.families.gpt_bigcode import multi_head_config
 from gqa.convert.formulas import by_heads, made, zero_bias
+from gqa.convert.rewrites._gpt_bigcode import multi_head_config
 from gqa.convert.rewriting import Config, Rewrite, Target, Tensors
 
 

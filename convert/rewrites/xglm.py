@@ -8,9 +8,9 @@ from torch import Tensor
 
 from gqa.convert.derived import Made
 from gqa.convert.errors import UserError
-from gqa.convert.families.gpt_bigcode import multi_head_config
-from gqa.convert.families.opt import layer, used_positions
 from gqa.convert.formulas import made
+from gqa.convert.rewrites._gpt_bigcode import multi_head_config
+from gqa.convert.rewrites.opt import layer, used_positions
 from gqa.convert.rewriting import Config, Rewrite, Target
 
 

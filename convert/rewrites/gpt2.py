@@ -6,8 +6,8 @@ from torch import Tensor
 
 from gqa.convert.derived import Made
 from gqa.convert.errors import UserError
-from gqa.convert.families.gpt_bigcode import multi_head_config
 from gqa.convert.formulas import by_heads, made
+from gqa.convert.rewrites._gpt_bigcode import multi_head_config
 from gqa.convert.rewriting import Config, Rewrite, Target, Tensors
 
 _SAME = ("n_embd", "n_head", "n_layer", "n_positions", "n_inner", "activation_function", "layer_norm_epsilon")
