@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from gqa.convert.derived import Made
+from gqa.convert.errors import UserError
 from gqa.convert.formulas import Rows, made, norm_in_bias, norm_in_weight, of_heads, ones, zero_bias, zeros
 from gqa.convert.rewriting import Config, Rewrite, Target, Tensors
 
 _QKV, _OUT = "attention.query_key_value", "attention.dense"
 _UP, _DOWN = "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"
+_SHARE = "partial_rotary_factor"
 
 
 def _target(config: Config) -> Target:
@@ -24,11 +26,17 @@ def _target(config: Config) -> Target:
 
 
 def _phi(config: Config) -> Target:
+    sizes = _sizes(config)
+    turning = int(config["hidden_size"] // config["num_attention_heads"] * sizes["rope_parameters"][_SHARE])
+    if turning % 2:
+        raise UserError(
+            f"gpt_neox with heads of which {turning} components rotate can't be converted: phi's class needs an even number"
+        )
     return Target(
         config={
             "architectures": ["PhiForCausalLM"],
             "model_type": "phi",
-            **_sizes(config),
+            **sizes,
             "layer_norm_eps": config["layer_norm_eps"],
             "embd_pdrop": config["hidden_dropout"],
             "resid_pdrop": config["hidden_dropout"],
@@ -138,7 +146,7 @@ def _undone(weight: Tensor, norm: Tensor, rows: Rows = lambda tensor: tensor) ->
 def _sizes(config: Config) -> dict[str, Any]:
     """What both classes call as GPT-NeoX does, and the rotary settings as its class reads them."""
     rope = config["rope_scaling"] or config["rope_parameters"] or {}
-    usual = {"rope_theta": float(config["rotary_emb_base"]), "partial_rotary_factor": config["rotary_pct"]}
+    usual = {"rope_theta": float(config["rotary_emb_base"]), _SHARE: config["rotary_pct"]}
     kind = rope.get("rope_type", rope.get("type", "default"))
     keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
     return {

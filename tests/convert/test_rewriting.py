@@ -215,6 +215,7 @@ def test_rows_of_heads_and_rotary_halves():
         ("opt", {"do_layer_norm_before": False}, "norms behind the layers .* opt-350m"),
         ("opt", {"word_embed_proj_dim": 24}, "embeddings of 24 for hidden states of 48"),
         ("gpt_neo", {"window_size": 32}, "look back 32 tokens of 64 .* set max_position_embeddings to 32"),
+        ("gpt_neox-plain", {"num_attention_heads": 8}, "heads of which 3 components rotate"),
         ("gpt2", {"add_cross_attention": True}, "gpt2 with add_cross_attention can't be converted"),
     ],
 )
