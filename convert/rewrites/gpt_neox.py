@@ -30,7 +30,8 @@ def _phi(config: Config) -> Target:
     turning = int(config["hidden_size"] // config["num_attention_heads"] * sizes["rope_parameters"][_SHARE])
     if turning % 2:
         raise UserError(
-            f"gpt_neox with heads of which {turning} components rotate can't be converted: phi's class needs an even number"
+            f"gpt_neox with heads of which {turning} components rotate can't be converted: phi's class needs an even "
+            "number of them"
         )
     return Target(
         config={
