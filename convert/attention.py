@@ -1,14 +1,14 @@
 """One layer's attention weights in canonical shape: the only thing that merging methods ever see."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 KV_PARTS = ("k", "v", "k_bias", "v_bias", "k_norm")
 """the parts of a layer that have a KV head as their first dimension"""
 QUERY_PARTS = ("q", "o", "q_bias", "q_norm")
-"""those that have a query head as their first dimension"""
+"""those that have a query head as their first dimension; so have all of `beside`"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +37,17 @@ class AttentionWeights:
     """[num_heads, head_dim], the weight of a norm on the queries that differs from head to head; None otherwise"""
     k_norm: Tensor | None = None
     """[num_kv_heads, head_dim], the same of the keys"""
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
+    """[num_heads, ...] each, by name on disk: what else belongs to single query heads, as sinks and gates do"""
 
     def map_kv(self, function: Callable[[Tensor], Tensor]) -> "AttentionWeights":
         """Apply `function`, which sees [num_kv_heads, ...], to K and V, their biases and the per-head key norm."""
         return self._map(KV_PARTS, function)
 
     def map_queries(self, function: Callable[[Tensor], Tensor]) -> "AttentionWeights":
-        """Apply `function`, which sees [num_heads, ...], to Q and O, the bias of Q and the per-head query norm."""
-        return self._map(QUERY_PARTS, function)
+        """Apply `function`, which sees [num_heads, ...], to Q and O, the bias and per-head norm of Q, and `beside`."""
+        beside = {name: function(part) for name, part in self.beside.items()}
+        return replace(self._map(QUERY_PARTS, function), beside=beside)
 
     def _map(self, names: Iterable[str], function: Callable[[Tensor], Tensor]) -> "AttentionWeights":
         parts = {name: getattr(self, name) for name in names}

@@ -85,7 +85,7 @@ def calibration_windows(checkpoint: Path, options: CalibrationOptions) -> tuple[
     Raises:
         UserError: the data can't be read or hold too little text; the checkpoint has no tokenizer that fits it.
     """
-    config, tokenizer = load_config(checkpoint), load_tokenizer(checkpoint)
+    config, tokenizer = load_config(checkpoint, wrapped=True), load_tokenizer(checkpoint)
     positions = getattr(config, "max_position_embeddings", None) or _WINDOW
     length = options.sequence_length or min(_WINDOW, positions)
     if length > positions:
@@ -140,6 +140,6 @@ def _own_dtype(checkpoint: Path, device: torch.device) -> torch.dtype:
         return torch.float32
     if device.type != "cpu":
         return stored
-    wide = load_config(checkpoint).hidden_size >= _WIDE
+    wide = load_config(checkpoint, wrapped=True).hidden_size >= _WIDE
     fast = stored == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
     return stored if wide and fast else torch.float32

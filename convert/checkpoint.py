@@ -9,6 +9,7 @@ from gqa.convert.derived import Entry
 from gqa.convert.errors import UserError
 from gqa.convert.families.rewritten import REWRITTEN
 from gqa.convert.family import Family, HeadShape, check_supported, family_for, head_shape
+from gqa.convert.pretrained import language_settings
 from gqa.convert.rewriting import Rewrite, rewrite_of, rewritten
 from gqa.convert.source import read_config
 from gqa.convert.tensors import read_entries
@@ -28,6 +29,8 @@ class Checkpoint:
     """how it becomes a checkpoint of `family`; None: it is one"""
     config: dict[str, Any]
     """config.json of `family`'s class"""
+    settings: dict[str, Any]
+    """of the language model: `config` itself, or what a multimodal one says of it"""
     family: Family
     shape: HeadShape
 
@@ -84,14 +87,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
     model_type = on_disk["model_type"]
     rewrite = rewrite_of(model_type) if model_type in REWRITTEN else None
     config = rewrite.new_config(on_disk) if rewrite else on_disk
-    family = family_for(config)
+    family, settings = family_for(config), language_settings(path, config)
     return Checkpoint(
         path=path,
         on_disk=on_disk,
         rewrite=rewrite,
         config=config,
+        settings=settings,
         family=family,
-        shape=head_shape(family, config),
+        shape=head_shape(family, settings),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from gqa.convert.console import friendly_errors, progress_bar, step_bar
+from gqa.convert.errors import UserError
 from gqa.convert.method import method_names
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -15,7 +16,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 @app.command()
 def convert_command(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint directory, or a Hub id.")],
+    checkpoint: Annotated[
+        str | None, typer.Argument(metavar="CHECKPOINT", help="A checkpoint directory, or a Hub id.")
+    ] = None,
     groups: Annotated[
         str | None,
         typer.Option(
@@ -71,7 +74,10 @@ def convert_command(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="With --dry-run: layer by layer, all of them.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as one JSON document.")] = False,
+    list_families: Annotated[
+        bool, typer.Option("--list-families", help="Print which model types can be converted, and why others can't.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan, or the list, as one JSON document.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Merge the K/V heads of a checkpoint into groups: multi-head in, grouped-query out.
@@ -88,6 +94,17 @@ def convert_command(
     """  # noqa: D301 - a raw string would hide \b from click, which then breaks these lines anew
     with friendly_errors():
         from rich.console import Console
+
+        if list_families:
+            from gqa.convert.listing import show_families, to_json
+
+            if as_json:
+                typer.echo(json.dumps(to_json()))
+            else:
+                show_families(Console())
+            return
+        if checkpoint is None:
+            raise UserError("Missing argument 'CHECKPOINT': a checkpoint directory, or a Hub id")
 
         from gqa.convert.calibration import CalibrationOptions
         from gqa.convert.choosing import Wish, chosen

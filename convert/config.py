@@ -20,13 +20,19 @@ def converted_config(config: dict[str, Any], kv_settings: dict[str, Any], dtype:
     return result | _old_rope_spelling(config)
 
 
+def converted_wrapper_config(config: dict[str, Any], kv_settings: dict[str, Any], dtype: str | None) -> dict[str, Any]:
+    """The same for a multimodal checkpoint: of its language model, which `text_config` describes."""
+    result = config | {"text_config": converted_config(config["text_config"], kv_settings, dtype)}
+    return result | ({"dtype": dtype, "torch_dtype": dtype} if dtype else {})
+
+
 def _old_rope_spelling(config: dict[str, Any]) -> dict[str, Any]:
     """The top-level rotary keys of transformers 4 that `rope_parameters` implies and `config` lacks."""
     parameters = config.get("rope_parameters")
     if not isinstance(parameters, dict) or config.get("rope_scaling"):
         return {}
     local = parameters.get("sliding_attention")  # families whose local layers rotate on their own
-    main = parameters.get("full_attention", parameters)
+    main = parameters.get("full_attention", parameters) or local or {}  # some layers have no positions
     keys = {key: main[key] for key in ("rope_theta", "partial_rotary_factor") if main.get(key) is not None}
     if isinstance(local, dict) and local.get("rope_theta") is not None:
         keys["rope_local_base_freq"] = local["rope_theta"]

@@ -11,6 +11,9 @@ from gqa.convert import families
 from gqa.convert.errors import UserError, did_you_mean
 from gqa.convert.families.refused import REFUSED
 from gqa.convert.families.rewritten import REWRITTEN
+from gqa.convert.families.wrappers import WRAPPERS
+
+_HEADS = {"num_attention_heads", "num_key_value_heads", "head_dim"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +26,14 @@ class Family:
 
     model_type: str
     """`model_type` in config.json"""
+    known_as: str
+    """the checkpoints that users know it by"""
     layer: str = "model.layers.{layer}.self_attn."
     """prefix of a layer's attention tensors"""
     base_prefix: str = "model."
     """what a checkpoint of the bare base model leaves off every name"""
+    homes: tuple[str, ...] = ()
+    """what stands in its place in a multimodal checkpoint, whose `text_config` then describes the language model"""
     q: str = "q_proj"
     k: str = "k_proj"
     v: str = "v_proj"
@@ -41,6 +48,12 @@ class Family:
     tensor a head when the name holds `{head}`; absent from checkpoints whose configuration turns it off"""
     q_norm: str | None = None
     """the same of the queries, with as many heads as there are query heads"""
+    beside: Mapping[str, Literal["number", "vector", "matrix"]] = field(default_factory=dict)
+    """tensors, beside those of q and o, of which every query head has a part of its own: a number (attention sinks), a
+    [head_dim] vector (a norm over all heads' outputs) or a [head_dim, hidden_size] matrix (a gate on them)"""
+    outputs: Literal["plain", "gated", "normed"] = "plain"
+    """what comes between the heads' outputs and the output projection: nothing, a gate on every component, or a norm
+    over the components of all heads"""
     rotary: Literal["half", "interleaved", "none"] = "half"
     """which components rotate together: (i, i + rotary_dim / 2), (2i, 2i + 1), or none"""
     k_norm_scope: Literal["none", "shared", "per_head", "full_width"] = "none"
@@ -48,8 +61,14 @@ class Family:
     whole width of all heads at once"""
     k_norm_key: str | None = None
     """configuration key that turns the norms on queries and keys on (None: they are always there)"""
+    k_norm_turns: bool = False
+    """whether that norm is only in the layers that rotate"""
     no_rope_key: str | None = None
     """configuration key that lists, a layer each, 1 where q and k rotate and 0 where they do not"""
+    rope_base_key: str | None = None
+    """configuration key that lists each layer's rotary base, 0 where q and k do not rotate"""
+    no_rope_type: str | None = None
+    """the kind of layers, in `layer_types`, whose q and k do not rotate where others have a window"""
     alibi_key: str | None = None
     """configuration key that puts ALiBi in the place of rotary positions"""
     heads_move: bool = True
@@ -99,6 +118,8 @@ def family_for(config: Mapping[str, Any]) -> Family:
     Raises:
         UserError: a family or a configuration that can't be converted, with the reason.
     """
+    if config["model_type"] in WRAPPERS:
+        return replace(family_for(text_config(config)), homes=WRAPPERS[config["model_type"]])
     family = all_families()[config["model_type"]]
     for key, reason in family.refused.items():
         if config.get(key):
@@ -120,18 +141,40 @@ def check_supported(config: Mapping[str, Any]) -> None:
         raise UserError("config.json has no model_type; it is not a transformers checkpoint")
     if model_type in REFUSED:
         raise UserError(f"{model_type} can't be converted: {REFUSED[model_type]}")
-    known = sorted({*all_families(), *REWRITTEN})
+    known = all_families().keys() | REWRITTEN.keys() | WRAPPERS.keys()
     if model_type not in known:
         raise UserError(
-            f"unsupported model type {model_type!r}{did_you_mean(model_type, known)}; supported: {', '.join(known)}"
+            f"unsupported model type {model_type!r}{did_you_mean(model_type, known)}; "
+            "gqa-convert --list-families shows those supported"
         )
     if config.get("quantization_config"):
         raise UserError("the checkpoint is quantised (quantization_config in config.json); dequantise it first")
-    if config.get("auto_map"):
+    if any(_HEADS & layer.keys() for layer in (config.get("per_layer_config") or {}).values()):
+        raise UserError(
+            "the checkpoint's layers differ in their heads (per_layer_config in config.json); none is merged"
+        )
+    if config.get("auto_map") and not (model_type in REWRITTEN and REWRITTEN[model_type].own_code):
         raise UserError(
             "the checkpoint brings its own code (auto_map in config.json), which is never run; "
             f"if the stock {model_type} class loads it, remove auto_map from a copy of it and convert that"
         )
+    if model_type in WRAPPERS:
+        inner = text_config(config)
+        check_supported(inner)
+        if inner["model_type"] not in all_families():
+            raise UserError(f"a {inner['model_type']} inside a {model_type} can't be converted; save it on its own")
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a multimodal checkpoint's configuration says of its language model.
+
+    Raises:
+        UserError: it says nothing.
+    """
+    inner = config.get("text_config")
+    if not isinstance(inner, dict):
+        raise UserError(f"config.json of a {config['model_type']} has no text_config; restore it from the original")
+    return inner
 
 
 def head_shape(family: Family, config: Mapping[str, Any]) -> HeadShape:

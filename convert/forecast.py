@@ -115,7 +115,7 @@ def forecast(
     chosen = tuple(sampled_layers(plan) if layers is None else layers)
     groups = tuple(reversed(plan.group_choices))
     turns = rotations(plan.checkpoint, plan.family, shape)
-    freedoms = plan.freedoms or [freedom_of(plan.family, plan.config, turn) for turn in turns]
+    freedoms = plan.freedoms or [freedom_of(plan.family, plan.settings, turn) for turn in turns]
     found: dict[tuple[str, int], list[Damage]] = {(method, count): [] for count in groups for method in methods}
     measured = None if moments is None else iter(moments)
     for position, layer in enumerate(chosen):

@@ -39,8 +39,8 @@ def better_method(plan: Plan) -> Hint | None:
     """The hint for a conversion that pools K and V, if `lowrank` would lose less than half as much; None otherwise."""
     if traits_of(plan.options.method).rewrites_queries or plan.options.fit:
         return None
-    freedom = freedom_of(plan.family, plan.config, Rotation.none(plan.shape.head_dim))
-    if freedom.values == "fixed":
+    freedom = freedom_of(plan.family, plan.settings, Rotation.none(plan.shape.head_dim))
+    if freedom.values != "free":
         return None
     with _one_thread():
         sampled = list(_sampled(plan))

@@ -13,10 +13,11 @@ Tensors = Mapping[str, Tensor]
 
 
 def layer_prefix(family: Family, names: set[str], layer: int) -> str:
-    """The prefix of a layer's attention tensors, with or without the base model's own, as `names` has it."""
+    """The prefix of a layer's attention tensors, with the base model's own, without or with another, as in `names`."""
     prefix = family.layer.format(layer=layer)
     bare = prefix.removeprefix(family.base_prefix)
-    return prefix if not any(name.startswith(bare) for name in names) else bare
+    candidates = (bare, *(home + bare for home in family.homes))
+    return next((found for found in candidates if any(name.startswith(found) for name in names)), prefix)
 
 
 def kv_shapes(family: Family, shape: HeadShape) -> dict[str, tuple[int, ...]]:
@@ -38,6 +39,8 @@ def attention_shapes(family: Family, shape: HeadShape) -> dict[str, tuple[int, .
     shapes = kv_shapes(family, shape) | {f"{family.o}.weight": (shape.hidden_size, width)}
     if not family.fused_qkv:
         shapes |= {f"{family.q}.weight": (width, shape.hidden_size), f"{family.q}.bias": (width,)}
+    sizes = {"number": (shape.num_heads,), "vector": (width,), "matrix": (width, shape.hidden_size)}
+    shapes |= {name: sizes[kind] for name, kind in family.beside.items()}
     return shapes | _norm_shapes(family, family.q_norm, shape.num_heads, shape.head_dim)
 
 
@@ -70,6 +73,7 @@ def read_layer(family: Family, shape: HeadShape, tensors: Tensors) -> AttentionW
         v_bias=bias(family.v),
         q_norm=_read_norm(family.q_norm, shape.num_heads, tensors),
         k_norm=_read_norm(family.k_norm, shape.num_kv_heads, tensors),
+        beside={name: tensors[name].unflatten(0, (shape.num_heads, -1)) for name in family.beside if name in tensors},
     )
 
 
@@ -96,6 +100,7 @@ def write_layer(family: Family, old: AttentionWeights, new: AttentionWeights) ->
     for name, old_norm, norm in ((family.q_norm, old.q_norm, new.q_norm), (family.k_norm, old.k_norm, new.k_norm)):
         if name is not None and norm is not None and norm is not old_norm:
             changed |= _write_norm(family, name, norm)
+    changed |= {name: part.flatten(0, 1) for name, part in new.beside.items() if part is not old.beside[name]}
     return {name: tensor.contiguous() for name, tensor in changed.items()}
 
 

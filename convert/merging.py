@@ -87,8 +87,8 @@ def _load(plan: Plan, layer: int) -> dict[str, Tensor]:
 
 
 def _check_finite(weights: AttentionWeights, prefix: str, *, also_queries: bool) -> None:
-    for part in (*KV_PARTS, *(QUERY_PARTS if also_queries else ())):
-        heads = getattr(weights, part)
+    parts = {part: getattr(weights, part) for part in (*KV_PARTS, *(QUERY_PARTS if also_queries else ()))}
+    for part, heads in (parts | (dict(weights.beside) if also_queries else {})).items():
         if heads is not None and not _finite(heads):
             raise UserError(f"{part} of {prefix}* holds NaN or infinity; the checkpoint is damaged: download it again")
 

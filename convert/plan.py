@@ -14,6 +14,7 @@ from gqa.convert.calibration import CalibrationOptions
 from gqa.convert.checkpoint import open_checkpoint
 from gqa.convert.derived import DerivedEntry, Entry
 from gqa.convert.errors import UserError, did_you_mean
+from gqa.convert.families.rewritten import REWRITTEN
 from gqa.convert.family import Family, HeadShape
 from gqa.convert.freedom import Freedom, freedom_of
 from gqa.convert.layerfit import FitOptions
@@ -124,6 +125,8 @@ class Plan:
     """the numbers of KV heads that its own can be merged into, ascending"""
     config: dict[str, Any]
     """config.json of the family's class"""
+    settings: dict[str, Any]
+    """of the language model: `config` itself, or what a multimodal one says of it"""
     family: Family
     shape: HeadShape
     options: ConvertOptions
@@ -157,8 +160,9 @@ class Plan:
         if self.rewritten_from is None:
             return None
         merges = self.options.groups < self.shape.num_kv_heads
+        what = "class" if REWRITTEN[self.rewritten_from].own_code else "KV heads"
         return (
-            f"{self.rewritten_from} has no KV heads in transformers; the output is a {self.family.model_type} "
+            f"{self.rewritten_from} has no {what} in transformers; the output is a {self.family.model_type} "
             f"checkpoint, equal up to rounding{' but for the heads that merge' if merges else ''}."
         )
 
@@ -203,7 +207,7 @@ def plan_conversion(checkpoint: Path, options: ConvertOptions) -> Plan:
     _check_attention(family, expected, dict(zip(prefixes, attention, strict=True)))
     _check_layer_count(family, shape, set(entries))
     freedoms = (
-        [freedom_of(family, config, turn) for turn in rotations(checkpoint, family, shape)]
+        [freedom_of(family, opened.settings, turn) for turn in rotations(checkpoint, family, shape)]
         if (options.rewrites_queries)
         else []
     )
@@ -213,6 +217,7 @@ def plan_conversion(checkpoint: Path, options: ConvertOptions) -> Plan:
         rewritten_from=opened.rewritten_from,
         group_choices=opened.group_choices(),
         config=config,
+        settings=opened.settings,
         family=family,
         shape=shape,
         options=options,

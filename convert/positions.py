@@ -4,14 +4,19 @@ The angles are those of transformers' own rotary embedding for the checkpoint, s
 base and partial rotation is the class's own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gqa.convert.errors import UserError
 from gqa.convert.family import Family, HeadShape
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +60,35 @@ def rotations(checkpoint: Path, family: Family, shape: HeadShape) -> list[Rotati
     if family.rotary == "none":
         return [still] * shape.num_layers
     buffers = {name.rpartition(".")[2]: buffer for name, buffer in model.named_buffers() if "rotary_emb" in name}
+    by_base = {module.config.rope_parameters["rope_theta"]: module.inv_freq for module in _one_for_each_base(model)}
     kinds = getattr(config, "layer_types", None) or [""] * shape.num_layers
-    turns = getattr(config, family.no_rope_key) if family.no_rope_key else [1] * shape.num_layers
+    bases = getattr(config, family.rope_base_key) if family.rope_base_key else [None] * shape.num_layers
     found = []
-    for kind, turn in zip(kinds, turns, strict=True):
-        angles = buffers.get("inv_freq", buffers.get(f"{kind}_inv_freq"))
+    for kind, base, turn in zip(kinds, bases, _turns(family, config, kinds), strict=True):
+        if not turn:
+            found.append(still)
+            continue
+        angles = by_base[base] if base else buffers.get("inv_freq", buffers.get(f"{kind}_inv_freq"))
         if angles is None:
             raise UserError(f"{checkpoint}: transformers' {family.model_type} has no rotary angles for its layers")
-        found.append(_rotation(angles.double(), shape.head_dim, family.rotary, context) if turn else still)
+        found.append(_rotation(angles.double(), shape.head_dim, family.rotary, context))
     return found
+
+
+def _one_for_each_base(model: "PreTrainedModel") -> list[nn.Module]:
+    """The rotary embeddings of a class that has one for each base that its layers name."""
+    return [module for name, module in model.named_modules() if ".rotary_embs." in name]
+
+
+def _turns(family: Family, config: "PretrainedConfig", kinds: Sequence[str]) -> list[bool]:
+    """Whether q and k rotate, layer by layer. `kinds` are the layers' types."""
+    if family.no_rope_key:
+        return [bool(entry) for entry in getattr(config, family.no_rope_key)]
+    if family.rope_base_key:
+        return [bool(base) for base in getattr(config, family.rope_base_key)]
+    windowed = getattr(config, "sliding_window", None) is not None
+    still = {kind for kind, settings in (getattr(config, "rope_parameters", None) or {}).items() if settings is None}
+    return [kind not in still and not (windowed and kind == family.no_rope_type) for kind in kinds]
 
 
 def _rotation(angles: Tensor, head_dim: int, layout: str, context: int) -> Rotation:

@@ -6,18 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gqa.convert.errors import UserError, did_you_mean, first_line
+from gqa.convert.families.wrappers import WRAPPERS
 from gqa.convert.source import read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
-def load_config(checkpoint: Path, written: Mapping[str, Any] | None = None) -> "PreTrainedConfig":
+def load_config(
+    checkpoint: Path, written: Mapping[str, Any] | None = None, *, wrapped: bool = False
+) -> "PreTrainedConfig":
     """The configuration of the checkpoint's language model (the text part of a model that has several).
 
     Args:
         checkpoint: its directory.
         written: what to read in place of its config.json.
+        wrapped: whether it may be a multimodal model's that can't be run as a language model.
 
     Raises:
         UserError: the installed transformers has no causal language model of that type, or the values don't fit it.
@@ -40,12 +44,25 @@ def load_config(checkpoint: Path, written: Mapping[str, Any] | None = None) -> "
             config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
         else:
             config = CONFIG_MAPPING[model_type].from_dict(dict(written))
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not (wrapped and model_type in WRAPPERS):
         raise UserError(f"{checkpoint} is a {model_type}, which is no causal language model; perplexity needs one")
     text_config = config.get_text_config(decoder=True)
     if not getattr(text_config, "num_attention_heads", None):
         raise UserError(f"{checkpoint} is a {model_type}, which has no attention heads to compare")
     return text_config
+
+
+def language_settings(checkpoint: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """What `config`, the checkpoint's config.json, says of the language model.
+
+    A multimodal checkpoint leaves out what is as its classes have it, so that there it is what the classes read.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    if config.get("model_type") not in WRAPPERS:
+        return config
+    return load_config(checkpoint, wrapped=True).to_dict()
 
 
 def load_tokenizer(checkpoint: Path) -> "PreTrainedTokenizerBase":

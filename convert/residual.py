@@ -4,8 +4,9 @@ It is the layer's own forward with nothing coming from the feed-forward part, so
 attention, parallel branches, scalings and soft caps are the class's own, whatever the family.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -41,12 +42,20 @@ def _silent_feed_forward(layer: StagedLayer) -> Iterator[None]:
     """Let every child of the layer that holds matrices, other than the attention, put out zeros."""
     silent = [child for child in layer.module.children() if child is not layer.attention and _holds_matrices(child)]
     for child in silent:
-        child.forward = torch.zeros_like
+        child.forward = partial(_zeros, child.forward)
     try:
         yield
     finally:
         for child in silent:
             del child.forward
+
+
+def _zeros(forward: Callable[..., Tensor | tuple[object, ...]], hidden: Tensor) -> Tensor | tuple[object, ...]:
+    """Zeros in place of `forward(hidden)`. Mixtures of experts put out their routing beside: one token tells."""
+    with torch.no_grad():
+        form = forward(hidden[:1, :1].detach())
+    zeros = torch.zeros_like(hidden)
+    return (zeros, *form[1:]) if isinstance(form, tuple) else zeros
 
 
 def _holds_matrices(module: nn.Module) -> bool:

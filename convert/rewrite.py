@@ -9,7 +9,7 @@ from typing import Any
 
 from gqa.convert.ahead import LayerStore, layers_ahead
 from gqa.convert.calibration import Progress
-from gqa.convert.config import converted_config
+from gqa.convert.config import converted_config, converted_wrapper_config
 from gqa.convert.directory import atomic_directory, check_output, check_space, disk_errors
 from gqa.convert.family import kv_settings
 from gqa.convert.ondemand import MergedLayers
@@ -86,7 +86,8 @@ def _made(plan: Plan, output: Path, progress: Progress) -> AbstractContextManage
 
 
 def _config(plan: Plan) -> dict[str, Any]:
-    return converted_config(plan.config, kv_settings(plan.family, plan.options.groups), plan.options.dtype)
+    converted = converted_wrapper_config if plan.family.homes else converted_config
+    return converted(plan.config, kv_settings(plan.family, plan.options.groups), plan.options.dtype)
 
 
 def default_output(checkpoint: str, groups: int) -> Path:

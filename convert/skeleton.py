@@ -46,7 +46,7 @@ def empty_model(checkpoint: Path, *, dtype: torch.dtype, device: torch.device, n
     from transformers import AutoModelForCausalLM
 
     opened = open_checkpoint(checkpoint)
-    config = load_config(checkpoint, opened.config if opened.rewrite else None)
+    config = load_config(checkpoint, opened.config if opened.rewrite else None, wrapped=True)
     for key, value in kv_settings(opened.family, num_kv_heads).items():
         setattr(config, key, value)
     config.use_cache = False

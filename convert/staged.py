@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from gqa.convert.checkpoint import open_checkpoint
 from gqa.convert.derived import Entry
+from gqa.convert.family import Family
 from gqa.convert.layout import kv_shapes, layer_prefix
 from gqa.convert.skeleton import OnDisk, empty_model, filled
 
@@ -79,13 +80,15 @@ class StagedModel:
         self.shape = replace(source, num_kv_heads=groups or source.num_kv_heads)
         self._model = empty_model(checkpoint, dtype=dtype, device=device, num_kv_heads=self.shape.num_kv_heads)
         path, self._attention = self.family.layer.removesuffix(".").split(".{layer}.")
+        self._decoder = self._model.get_submodule(path.rpartition(".")[0])
         self._layers = list(self._model.get_submodule(path).children())
         self._names = [{f"{path}.{i}.{name}" for name in layer.state_dict()} for i, layer in enumerate(self._layers)]
         self._names_outside = self._model.state_dict().keys() - set().union(*self._names)
-        base = f"{self._model.base_model_prefix}."
-        self._names_of_head = {name for name in self._names_outside if not name.startswith(base)}
+        of_decoder = {f"{path.rpartition('.')[0]}.{name}" for name in self._decoder.state_dict()}
+        self._names_of_head = self._names_outside - of_decoder
         surplus = kv_shapes(self.family, source).keys() - kv_shapes(self.family, self.shape).keys()
-        self._sort(dict(opened.entries), surplus)
+        entries = _of_language_model(self.family, opened.entries) if self.family.homes else dict(opened.entries)
+        self._sort(entries, surplus)
         self._arguments: dict[int, list[Arguments]] = {}
 
     @property
@@ -104,7 +107,7 @@ class StagedModel:
 
         with self._outside(head=False), self._in_place_of_layers(stand_in):
             for rows in ids.split(_ROWS_EMBEDDED_AT_ONCE):
-                self._model.get_decoder()(input_ids=rows.to(self.device), use_cache=False)
+                self._decoder(input_ids=rows.to(self.device), use_cache=False)
         return torch.cat(entering)
 
     @contextmanager
@@ -218,9 +221,8 @@ class StagedModel:
             return hidden.to("meta")  # the final norm has no weights now, and nobody looks at its output
 
         blank = torch.zeros(1, length, self.shape.hidden_size, dtype=self.dtype, device=self.device)
-        decoder = self._model.get_decoder()
-        with self._in_place_of_layers(record), _blank_tables(decoder, blank):
-            decoder(inputs_embeds=blank, use_cache=False)
+        with self._in_place_of_layers(record), _blank_tables(self._decoder, blank):
+            self._decoder(inputs_embeds=blank, use_cache=False)
         return recorded
 
 
@@ -235,3 +237,17 @@ def _blank_tables(decoder: nn.Module, blank: Tensor) -> Iterator[None]:
     finally:
         for table in tables:
             del table.forward
+
+
+def _of_language_model(family: Family, entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Of a multimodal checkpoint's tensors those of the language model, by the names they have where it is alone."""
+    own = dict.fromkeys(family.homes, family.base_prefix) | {
+        "language_model.lm_head.": "lm_head.",
+        "lm_head.": "lm_head.",
+    }
+    return {
+        alone + name.removeprefix(prefix): entry
+        for name, entry in entries.items()
+        for prefix, alone in own.items()
+        if name.startswith(prefix)
+    }

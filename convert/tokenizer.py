@@ -27,6 +27,8 @@ def write_tokenizer(checkpoint: Path, work: Path) -> None:
     """
     if not any((checkpoint / name).is_file() for name in _VOCABULARIES):
         return
+    if "auto_map" in _read(work / _CONFIG):  # code of its own reads it, and lies beside it as before
+        return
     quiet_transformers()
     tokenizer = load_tokenizer(checkpoint)
     config = _read(work / _CONFIG)

@@ -8,28 +8,34 @@ import torch
 from torch import Tensor
 
 from gqa.convert.algebra import low_rank, solve
+from gqa.convert.freedom import Freedom
 from gqa.convert.moments import Moments
 from gqa.convert.wide import WideLayer
 
 
-def shared_value(group: WideLayer, moments: Moments, *, mapped: bool) -> tuple[Tensor, Tensor]:
+def shared_value(group: WideLayer, moments: Moments, freedom: Freedom) -> tuple[Tensor, Tensor]:
     """W [head_dim, in] and the new output projections [kv_heads, queries, hidden_size, head_dim].
 
     Args:
         group: the heads to merge.
         moments: of what goes in.
-        mapped: whether W may be any map; otherwise it is the mean, weighted by what comes out, in the components as
-            they are, and only the output projections are fitted.
+        freedom: where values are free, W may be any map. Otherwise it is the mean, weighted by what comes out, in the
+            components as they are, and the output projections are fitted; to the size of every component alone where
+            something between attention and them sees it.
     """
     head_dim, width = group.v.shape[1:]
     outputs = (group.o.mT @ group.o).sum(1)  # [kv_heads, d, d]
     stacked = group.v.reshape(-1, width)
-    if mapped:
+    if freedom.values == "free":
         gram = moments.between(stacked, stacked)
         combination, maps = low_rank(gram, outputs, head_dim)
         scale = gram.diagonal().mean().sqrt()  # as large as the values were
         scale = scale if scale > 0 else torch.ones_like(scale)
         return scale * (combination @ stacked), group.o @ (maps / scale)[:, None]
     w = solve(outputs.sum(0), (outputs @ group.v).sum(0))
-    maps = solve(moments.between(w, w), moments.between(w.expand_as(group.v), group.v)).mT  # [kv_heads, d, d]
+    gram, cross = moments.between(w, w), moments.between(w.expand_as(group.v), group.v)  # [d, d], [kv_heads, d, d]
+    if freedom.values in ("gated", "normed"):
+        sizes = cross.diagonal(dim1=1, dim2=2) / gram.diagonal().clamp_min(torch.finfo(gram.dtype).tiny)
+        return w, group.o * sizes[:, None, None]
+    maps = solve(gram, cross).mT  # [kv_heads, d, d]
     return w, group.o @ maps[:, None]

@@ -87,6 +87,12 @@ def test_help_shows_an_example(script: str, tmp_path: Path):
     assert examples, f"no line of {script} --help shows how to call it"
 
 
+def test_the_tables_of_the_readme_are_those_of_the_families():
+    command = [sys.executable, ROOT / "benchmarks" / "readme_families.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_installed_scripts_are_those_of_the_project():
     installed = {
         entry.name: entry.value for entry in importlib.metadata.distribution("gqa").entry_points

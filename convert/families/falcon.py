@@ -4,6 +4,7 @@ from gqa.convert.family import Family
 
 FAMILY = Family(
     model_type="falcon",
+    known_as="Falcon-RW 1B and 7B",
     layer="transformer.h.{layer}.self_attention.",
     base_prefix="transformer.",
     fused_qkv="query_key_value",

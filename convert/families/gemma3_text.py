@@ -4,6 +4,7 @@ from gqa.convert.family import Family
 
 FAMILY = Family(
     model_type="gemma3_text",
+    known_as="Gemma 3, its language model on its own",
     k_norm_scope="shared",
     default_kv_heads=4,
     default_head_dim=256,

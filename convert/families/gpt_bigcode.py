@@ -4,6 +4,7 @@ from gqa.convert.family import Family
 
 FAMILY = Family(
     model_type="gpt_bigcode",
+    known_as="StarCoderBase, SantaCoder, and what GPT-2 and its kin become",
     layer="transformer.h.{layer}.attn.",
     base_prefix="transformer.",
     fused_qkv="c_attn",

@@ -4,4 +4,5 @@ from gqa.convert.family import Family
 
 FAMILY = Family(
     model_type="granite",
+    known_as="Granite 3",
 )

@@ -4,5 +4,6 @@ from gqa.convert.family import Family
 
 FAMILY = Family(
     model_type="mistral",
+    known_as="Mistral 7B and its kin",
     default_kv_heads=8,
 )

@@ -4,5 +4,6 @@ from gqa.convert.family import Family
 
 FAMILY = Family(
     model_type="mixtral",
+    known_as="Mixtral",
     default_kv_heads=8,
 )

@@ -4,4 +4,5 @@ from gqa.convert.family import Family
 
 FAMILY = Family(
     model_type="nemotron",
+    known_as="Nemotron-4, Minitron",
 )

@@ -4,6 +4,7 @@ from gqa.convert.family import Family
 
 FAMILY = Family(
     model_type="olmoe",
+    known_as="OLMoE",
     k_norm="k_norm.weight",
     q_norm="q_norm.weight",
     k_norm_scope="full_width",

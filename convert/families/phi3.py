@@ -4,5 +4,6 @@ from gqa.convert.family import Family
 
 FAMILY = Family(
     model_type="phi3",
+    known_as="Phi-3, Phi-3.5-mini",
     fused_qkv="qkv_proj",
 )

@@ -4,6 +4,7 @@ from gqa.convert.family import Family
 
 FAMILY = Family(
     model_type="qwen3",
+    known_as="Qwen3",
     k_norm_scope="shared",
     default_kv_heads=32,
     default_head_dim=128,

@@ -1,11 +1,29 @@
 """Model types whose class has no KV heads, with those that they become; `convert/rewrites/` says how."""
 
-REWRITTEN: dict[str, tuple[str, ...]] = {
-    "codegen": ("phi",),
-    "gpt2": ("gpt_bigcode",),
-    "gpt_neo": ("gpt_bigcode",),
-    "gpt_neox": ("phi", "nemotron"),
-    "gptj": ("phi",),
-    "opt": ("gpt_bigcode",),
-    "xglm": ("gpt_bigcode",),
+from typing import NamedTuple
+
+
+class Rewritten(NamedTuple):
+    """What a user wants to know of one."""
+
+    known_as: str
+    """checkpoints of it"""
+    becomes: tuple[str, ...]
+    """the model types of the classes that hold it afterwards, of which its configuration chooses one"""
+    own_code: bool = False
+    """whether its class is not transformers' own: its checkpoints bring code, which is not needed then"""
+
+
+REWRITTEN: dict[str, Rewritten] = {
+    "baichuan": Rewritten("Baichuan 7B, Baichuan 2 7B", ("llama",), own_code=True),
+    "codegen": Rewritten("CodeGen", ("phi",)),
+    "gpt2": Rewritten("GPT-2, DistilGPT-2, DialoGPT", ("gpt_bigcode",)),
+    "gpt_neo": Rewritten("GPT-Neo, TinyStories", ("gpt_bigcode",)),
+    "gpt_neox": Rewritten("GPT-NeoX-20B, Pythia, RedPajama-INCITE", ("phi", "nemotron")),
+    "gptj": Rewritten("GPT-J 6B", ("phi",)),
+    "internlm": Rewritten("InternLM 7B and 20B", ("llama",), own_code=True),
+    "minicpm": Rewritten("MiniCPM 1B and 2B", ("llama",), own_code=True),
+    "opt": Rewritten("OPT, Galactica", ("gpt_bigcode",)),
+    "qwen": Rewritten("Qwen 1.8B to 72B, the first generation", ("qwen2",), own_code=True),
+    "xglm": Rewritten("XGLM", ("gpt_bigcode",)),
 }

@@ -4,6 +4,7 @@ from gqa.convert.family import Family
 
 FAMILY = Family(
     model_type="stablelm",
+    known_as="StableLM 3B-4e1t, StableLM 2",
     k_norm="k_layernorm.norms.{head}.weight",
     q_norm="q_layernorm.norms.{head}.weight",
     k_norm_scope="per_head",

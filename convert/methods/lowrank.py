@@ -26,7 +26,7 @@ def merge(weights: AttentionWeights, asked: Merge) -> AttentionWeights:
 def _merge_group(group: WideLayer, freedom: Freedom, moments: Moments) -> WideLayer:
     """The heads of one group as one KV head that all their queries read."""
     key = shared_key(group, moments, freedom)
-    v, o = shared_value(group, moments, mapped=freedom.values == "free")
+    v, o = shared_value(group, moments, freedom)
     return WideLayer(
         q=(key.maps.mT[:, None] @ group.q).flatten(0, 1)[None], k=key.w[None], v=v[None], o=o.flatten(0, 1)[None]
     )

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 
 from gqa.convert.attention import AttentionWeights
 from gqa.convert.freedom import Freedom
@@ -18,6 +20,7 @@ from gqa.convert.plan import ConvertOptions, plan_conversion
 from gqa.convert.positions import Rotation
 from gqa.convert.rewrite import convert
 
+LEFT_OUT = object()  # a key that the configuration is to go without
 HEADS, HEAD_DIM, HIDDEN, LAYERS, VOCABULARY = 8, 8, 48, 2, 96
 
 
@@ -45,7 +48,7 @@ class Variant:
             "eos_token_id": 2,
             "tie_word_embeddings": False,
         }
-        given = {key: value for key, value in (sizes | self.extra | overrides).items() if value is not None}
+        given = {key: value for key, value in (sizes | self.extra | overrides).items() if value is not LEFT_OUT}
         return AutoConfig.for_model(self.model_type, **given)
 
     def model(self, num_kv_heads: int = HEADS, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
@@ -53,6 +56,36 @@ class Variant:
         config = self.config(num_kv_heads, **overrides)
         config._experts_implementation = "eager"  # the fused expert kernels know no float64
         return randomised(AutoModelForCausalLM.from_config(config, dtype=torch.float64), seed)
+
+    def shapes(self, num_kv_heads: int) -> dict[str, tuple[int, ...]]:
+        """Of every tensor of the family's own class, by name."""
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(self.config(num_kv_heads))
+        return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+    def tied(self, groups: int) -> tuple[PreTrainedModel, PreTrainedModel]:
+        """A grouped-query model of transformers' own, and the multi-head model that computes the same."""
+        small, large = self.model(groups), self.model(HEADS)
+        large.load_state_dict(self._expanded(small.state_dict(), groups))
+        return small, large
+
+    def _expanded(self, small: dict[str, Tensor], groups: int) -> dict[str, Tensor]:
+        """The multi-head state dict in which every KV head of `small` stands once for each head of its group."""
+        copies, sizes, large = HEADS // groups, self.shapes(HEADS), {}
+        for name, tensor in small.items():
+            if ".k_layernorm.norms." in name:  # one tensor a head
+                head = int(name.split(".")[-2])
+                for copy in range(copies):
+                    large[name.replace(f"norms.{head}.", f"norms.{head * copies + copy}.")] = tensor
+            elif tuple(tensor.shape) == sizes[name]:
+                large[name] = tensor
+            else:
+                query, keys = tensor.split([rows := HEADS * HEAD_DIM * ("qkv_proj" in name), len(tensor) - rows])
+                per_head = tensor.shape[0] == groups and "norm" in name
+                heads = keys if per_head else keys.unflatten(0, (-1, HEAD_DIM))
+                heads = heads.repeat_interleave(copies, dim=0)
+                large[name] = torch.cat([query, heads if per_head else heads.flatten(0, 1)])
+        return large
 
 
 def randomised(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
@@ -75,7 +108,16 @@ def _variant(name: str, model_type: Any = None, /, **extra: Any) -> Variant:
 
 
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-_NARROW = {"hidden_size": HEADS * HEAD_DIM, "head_dim": None}  # classes that ignore `head_dim`
+_LOCAL_AND_GLOBAL = ["sliding_attention", "full_attention"]
+_COMPASS_ROPE = {
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
+        "full_attention": None,
+    }
+}
+_SMALL_EYES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+_SMALL_EARS = {"hidden_size": 16, "intermediate_size": 16, "num_blocks": 1, "num_attention_heads": 2}
+_NARROW = {"hidden_size": HEADS * HEAD_DIM, "head_dim": LEFT_OUT}  # classes that ignore `head_dim`
 
 VARIANTS = [
     _variant("llama", **_rope(50000.0)),
@@ -108,7 +150,78 @@ VARIANTS = [
     _variant("smollm3", no_rope_layers=[1, 0]),
     _variant("nemotron", **_rope(10000.0, partial_rotary_factor=0.5)),
     _variant("nemotron-bias", "nemotron", attention_bias=True),
+    _variant("glm", **_rope(10000.0, partial_rotary_factor=0.5)),
+    _variant(
+        "gpt_oss",
+        **_rope(50000.0),
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=4,
+        layer_types=_LOCAL_AND_GLOBAL,
+    ),
+    _variant("afmoe", **_EXPERTS, num_dense_layers=1, sliding_window=4, layer_types=_LOCAL_AND_GLOBAL),
+    _variant("bitnet", **_NARROW),
 ]
+"""every trait of attention that a family can have, for every test"""
+
+KIN = [
+    _variant("apertus", **_NARROW),
+    _variant("arcee"),
+    _variant("aria_text", moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1),
+    _variant(
+        "beam",
+        **_EXPERTS,
+        n_group=1,
+        topk_group=1,
+        sliding_window=4,
+        layer_types=_LOCAL_AND_GLOBAL,
+        mlp_layer_types=["dense", "sparse"],
+    ),
+    _variant("cohere_compass_text", sliding_window=4, layer_types=_LOCAL_AND_GLOBAL, **_NARROW, **_COMPASS_ROPE),
+    _variant("cohere2", sliding_window=4, layer_types=_LOCAL_AND_GLOBAL),
+    _variant("cohere2_moe", **_EXPERTS, sliding_window=4, layer_types=_LOCAL_AND_GLOBAL),
+    _variant("cwm", sliding_window=4, layer_types=_LOCAL_AND_GLOBAL),
+    _variant("dots1", **_EXPERTS, n_routed_experts=4, n_shared_experts=1, first_k_dense_replace=1),
+    _variant("ernie4_5"),
+    _variant("ernie4_5-bias", "ernie4_5", use_bias=True),
+    _variant("ernie4_5_moe", **_EXPERTS, **_NARROW, moe_k=2, moe_num_experts=4, moe_layer_start_index=1),
+    _variant("exaone4", sliding_window=4, layer_types=_LOCAL_AND_GLOBAL, **_NARROW),
+    _variant("exaone4-global", "exaone4", sliding_window=None, layer_types=["full_attention"] * LAYERS, **_NARROW),
+    _variant("exaone_moe", **_EXPERTS, sliding_window=4, layer_types=_LOCAL_AND_GLOBAL, **_NARROW),
+    _variant("flex_olmo", num_experts=4, num_experts_per_tok=2, **_NARROW),
+    _variant("flint", sliding_window=4, layer_types=_LOCAL_AND_GLOBAL),
+    _variant("glm4", **_rope(10000.0, partial_rotary_factor=0.5)),
+    _variant("glm4_moe", **_EXPERTS, n_routed_experts=4, n_shared_experts=1, first_k_dense_replace=1),
+    _variant("glm4_moe-norm", "glm4_moe", **_EXPERTS, n_routed_experts=4, use_qk_norm=True),
+    _variant("granite_swa", sliding_window=4, layer_rope_theta=[10000.0, 0], **_NARROW),
+    _variant("granitemoe", num_local_experts=4, num_experts_per_tok=2, **_NARROW),
+    _variant("granitemoe_swa", num_local_experts=4, num_experts_per_tok=2, sliding_window=4, **_NARROW),
+    _variant("granitemoeshared", num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=16, **_NARROW),
+    _variant("helium", hidden_size=HEADS * HEAD_DIM),
+    _variant("hunyuan_v1_dense"),
+    _variant("hunyuan_v1_moe", num_experts=4, moe_topk=[2, 2]),
+    _variant("hy_v3", **_EXPERTS, num_shared_experts=1),
+    _variant("hyperclovax"),
+    _variant("internlm3"),
+    _variant("iquestcoder"),
+    _variant("jais2"),
+    _variant("kolibri1", **_EXPERTS, sliding_window=4, layer_types=_LOCAL_AND_GLOBAL),
+    _variant("llama4_text", num_local_experts=4, intermediate_size_mlp=32, no_rope_layers=[1, 0]),
+    _variant("llama4_text-plain", "llama4_text", num_local_experts=4, intermediate_size_mlp=32, use_qk_norm=False),
+    _variant("mellum", **_EXPERTS, sliding_window=4, layer_types=_LOCAL_AND_GLOBAL),
+    _variant("minimax_m2", num_local_experts=4, num_experts_per_tok=2),
+    _variant("ministral", sliding_window=4, layer_types=_LOCAL_AND_GLOBAL),
+    _variant("ministral3"),
+    _variant("nanochat", **_NARROW),
+    _variant("olmo3", sliding_window=4, layer_types=_LOCAL_AND_GLOBAL, **_NARROW),
+    _variant("phi4_multimodal", **_NARROW, vision_config=_SMALL_EYES, audio_config=_SMALL_EARS),
+    _variant("phimoe", num_local_experts=4, num_experts_per_tok=2, **_NARROW),
+    _variant("phimoe-bias", "phimoe", num_local_experts=4, num_experts_per_tok=2, attention_bias=True, **_NARROW),
+    _variant("seed_oss"),
+    _variant("solar_open", **_EXPERTS, n_routed_experts=4),
+    _variant("vaultgemma", sliding_window=4),
+]
+"""families whose attention has the traits of one of VARIANTS, for `test_kin.py`"""
 
 
 @pytest.fixture(params=VARIANTS, ids=lambda variant: variant.name)
@@ -117,9 +230,16 @@ def variant(request) -> Variant:
     return request.param
 
 
+@pytest.fixture(params=KIN, ids=lambda variant: variant.name)
+def kin(request) -> Variant:
+    """Every family beside those of `variant`."""
+    return request.param
+
+
 @pytest.fixture
 def variants() -> list[Variant]:
-    return VARIANTS
+    """Every family in each of its shapes, those of `variant` and of `kin`."""
+    return VARIANTS + KIN
 
 
 @pytest.fixture
@@ -135,7 +255,7 @@ def qwen2() -> Variant:
 @pytest.fixture
 def named() -> Callable[[str], Variant]:
     """A variant by its name."""
-    return lambda name: next(variant for variant in VARIANTS if variant.name == name)
+    return lambda name: next(variant for variant in VARIANTS + KIN if variant.name == name)
 
 
 @pytest.fixture
@@ -196,6 +316,14 @@ def calibration_text(tmp_path: Path, texts: list[str]) -> Path:
     return path
 
 
+def in_the_class(name: str, model: PreTrainedModel) -> str:
+    """A tensor's name in a model's state dict, by its name on disk."""
+    for change in get_model_conversion_mapping(model):
+        if isinstance(change, WeightRenaming):
+            name = change.rename_source_key(name)[0]
+    return name
+
+
 class Layers:
     """The attention of a checkpoint in canonical shape, and what is free in it."""
 
@@ -211,8 +339,8 @@ class Layers:
         """Every layer, changed, into a stock model of the checkpoint."""
         for prefix, weights, freedom in zip(self.plan.prefixes, self.weights, self.freedoms, strict=True):
             tensors = all_tensors(self.plan.family, change(weights, freedom))
-            found = model.load_state_dict({prefix + name: tensor for name, tensor in tensors.items()}, strict=False)
-            assert not found.unexpected_keys
+            named = {in_the_class(prefix + name, model): tensor for name, tensor in tensors.items()}
+            assert not model.load_state_dict(named, strict=False).unexpected_keys
 
 
 @pytest.fixture

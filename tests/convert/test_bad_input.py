@@ -84,12 +84,12 @@ def test_config_of_another_kind(refuse, checkpoint, text, says):
 
 def test_unknown_model_type(refuse, checkpoint):
     edit_config(checkpoint, model_type="lama")
-    refuse(
-        "-g",
-        2,
-        checkpoint,
-        says="unsupported model type 'lama' (did you mean 'llama'?); supported: codegen, cohere, falcon, ",
-    )
+    refuse("-g", 2, checkpoint, says="unsupported model type 'lama' (did you mean 'llama'?); gqa-convert --list-famil")
+
+
+def test_layers_of_different_heads(refuse, checkpoint):
+    edit_config(checkpoint, per_layer_config={"1": {"num_key_value_heads": 4}})
+    refuse("-g", 2, checkpoint, says="layers differ in their heads (per_layer_config in config.json)")
 
 
 def test_refused_model_type(refuse, checkpoint):

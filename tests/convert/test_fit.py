@@ -65,7 +65,8 @@ def llama_saved(llama, tmp_path: Path) -> Path:
 
 
 def parts(weights: AttentionWeights) -> dict[str, Tensor]:
-    return {name: part for name, part in vars(weights).items() if part is not None}
+    found = {name: part for name, part in vars(weights).items() if isinstance(part, Tensor)}
+    return found | dict(weights.beside)
 
 
 def same(one: AttentionWeights, other: AttentionWeights) -> bool:

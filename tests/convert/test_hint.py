@@ -89,7 +89,7 @@ def test_nothing_is_said_where_nothing_is_lost(llama, tmp_path):
 def test_every_family_can_be_glanced_at(variant, tmp_path):
     variant.model().float().save_pretrained(tmp_path)
     hint = better_method(plan_for(tmp_path, groups=4, method="random"))
-    if variant.name == "olmo-clip":  # values can't be mapped there
+    if variant.name in ("olmo-clip", "afmoe", "bitnet"):  # values can't be mapped there
         assert hint is None
     else:
         assert hint is not None

@@ -153,7 +153,8 @@ def digest(heads, groups):
         return torch.randn(*shape, generator=generator)
 
     shapes = (heads, HEAD_DIM, HIDDEN), (heads, HEAD_DIM, HIDDEN), (heads, HEAD_DIM, HIDDEN), (heads, HIDDEN, HEAD_DIM)
-    weights = AttentionWeights(**dict(zip("qkvo", (draw(*shape) for shape in shapes), strict=True)))
+    q, k, v, o = (draw(*shape) for shape in shapes)
+    weights = AttentionWeights(q=q, k=k, v=v, o=o)
     freedom, moments = Freedom(rotation=ROTATIONS["half"]), Moments.unit(HIDDEN)
     grouped = weights.reordered(similar_order(weights, groups, freedom, moments))
     merged = method_for("lowrank")(grouped, Merge(groups=groups, layer=0, freedom=freedom, moments=moments))

@@ -42,13 +42,14 @@ def test_every_layer_turns_as_in_the_stock_model(variant, rotations_of):
     for index, (rotation, layer) in enumerate(zip(rotations, model.model.layers, strict=True)):
         assert sorted(rotation.order.tolist()) == list(range(head_dim))
         assert rotation.context == model.config.max_position_embeddings
-        if not getattr(layer.self_attn, "use_rope", True):  # smollm3
+        attention = layer.self_attn
+        if not getattr(attention, "use_rope", getattr(attention, "is_local_attention", True)):  # smollm3, afmoe
             assert rotation.pairs == 0
             continue
         kind = [model.config.layer_types[index]] if hasattr(model.model.rotary_emb, "layer_types") else []
         cos, sin = model.model.rotary_emb(rows[None], torch.tensor([[13]]), *kind)
-        turning = cos.shape[-1]
-        assert turning == 2 * rotation.pairs
+        turning = 2 * rotation.pairs
+        assert cos.shape[-1] == (turning // 2 if variant.name == "gpt_oss" else turning)
         expected = rows.clone()
         expected[:, :turning] = apply(rows[None, :, None, :turning], rows[None, :, None, :turning], cos, sin)[0][
             0, :, 0
@@ -68,9 +69,27 @@ def test_global_and_local_layers_turn_at_their_own_speeds(named, rotations_of):
     torch.testing.assert_close(rotations[1].angles, 1e6**exponents / 8, rtol=1e-6, atol=0)
 
 
+def test_layers_turn_at_the_speed_of_their_own_base(named, rotations_of):
+    rotations, _ = rotations_of(named("granite_swa"), layer_rope_theta=[100.0, 1e6])
+    exponents = -torch.arange(4, dtype=torch.float64) / 4
+    torch.testing.assert_close(rotations[0].angles, 100.0**exponents, rtol=1e-6, atol=0)
+    torch.testing.assert_close(rotations[1].angles, 1e6**exponents, rtol=1e-6, atol=0)
+
+
 def test_layers_without_positions_stand_still(named, rotations_of):
     rotations, _ = rotations_of(named("smollm3"))
     assert [rotation.pairs for rotation in rotations] == [4, 0]
+
+
+@pytest.mark.parametrize("name", ["afmoe", "beam", "cohere2", "exaone4", "flint", "granite_swa", "llama4_text"])
+def test_which_layers_stand_still(named, rotations_of, name):
+    rotations, _ = rotations_of(named(name))
+    assert [rotation.pairs > 0 for rotation in rotations] == [True, False]
+
+
+def test_global_layers_turn_where_all_are_global(named, rotations_of):
+    rotations, _ = rotations_of(named("exaone4-global"))
+    assert all(rotation.pairs for rotation in rotations)
 
 
 def test_scaling_is_the_classes_own(llama, rotations_of):

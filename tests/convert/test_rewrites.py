@@ -146,4 +146,9 @@ def test_half_precision_is_off_by_its_own_rounding(headless, tmp_path, load):
 
 def test_every_rewrite_is_tested_here(headless_models):
     tested = {(variant.model_type, variant.target) for variant in headless_models}
-    assert tested == {(model_type, target) for model_type, targets in REWRITTEN.items() for target in targets}
+    assert tested == {
+        (model_type, target)
+        for model_type, entry in REWRITTEN.items()
+        if not entry.own_code
+        for target in entry.becomes
+    }

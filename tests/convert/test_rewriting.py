@@ -51,7 +51,7 @@ def edit_tensors(checkpoint: Path, change) -> None:
     save_file(tensors, checkpoint / "model.safetensors", {"format": "pt"})
 
 
-@pytest.mark.parametrize("model_type", REWRITTEN)
+@pytest.mark.parametrize("model_type", [name for name, entry in REWRITTEN.items() if not entry.own_code])
 def test_what_is_left_out_of_a_config_is_as_in_the_class(model_type):
     theirs = AutoConfig.for_model(model_type)
     unlike = {"rope_parameters", "rope_scaling", "rotary_emb_base", "rotary_pct", "word_embed_proj_dim"}
