@@ -31,6 +31,8 @@ def test_the_tensors_that_merge_are_those_whose_shape_the_class_changes(kin, mul
     before, after = kin.shapes(HEADS), kin.shapes(GROUPS)
     merged = {tensor.name: tensor.shape for tensors in plan.merged for tensor in tensors}
     assert merged == {name: shape for name, shape in after.items() if shape != before[name]}
+    over_all_heads = any("k_norm" in name for name in merged)
+    assert over_all_heads == (plan.family.k_norm_scope == "full_width")
 
 
 def test_sizes_left_out_of_a_config_default_as_in_the_class(kin):
