@@ -1,5 +1,10 @@
-"""Every causal class of the installed transformers is supported, or refused by name for a reason that holds."""
+"""Every causal class of transformers is supported, or refused by name for a reason that holds.
 
+The families are those of one release. Another one has classes of its own, which break nobody: what the two have in
+common is held against the installed one, and whether it is all of it only where the release is that one.
+"""
+
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -12,8 +17,14 @@ from gqa.convert.families.rewritten import REWRITTEN
 from gqa.convert.families.wrappers import WRAPPERS
 from gqa.convert.family import all_families, check_supported
 
+RELEASE = "5.23"
+"""of transformers, whose classes have all been looked at"""
 UNEXAMINED: set[str] = set()
-"""classes that nobody has looked at yet; a new release of transformers may put some here, for a while"""
+"""classes that nobody has looked at yet; a new release may put some here, for a while"""
+
+of_that_release = pytest.mark.skipif(
+    not version("transformers").startswith(f"{RELEASE}."), reason=f"other classes than those of {RELEASE}"
+)
 
 
 def refused_because(*words: str) -> list[str]:
@@ -31,11 +42,13 @@ def fields(model_type: str) -> set[str]:
     return {name for kind in config.__mro__ for name in getattr(kind, "__annotations__", {})}
 
 
+@of_that_release
 def test_every_class_is_supported_or_refused_or_known_to_be_unexamined():
     known = all_families().keys() | REWRITTEN.keys() | REFUSED.keys() | WRAPPERS.keys()
     assert set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - known == UNEXAMINED
 
 
+@of_that_release
 def test_every_family_has_a_class():
     own_code = {name for name, rewrite in REWRITTEN.items() if rewrite.own_code}
     assert own_code.isdisjoint(CONFIG_MAPPING)
