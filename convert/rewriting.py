@@ -12,7 +12,7 @@ from typing import Any
 
 from gqa.convert import rewrites
 from gqa.convert.derived import Entry, Made, derive
-from gqa.convert.errors import UserError
+from gqa.convert.errors import UserError, first_line
 from gqa.convert.family import read_size
 from gqa.convert.tensors import TensorEntry
 
@@ -76,10 +76,17 @@ class Rewrite:
         """config.json in the new class.
 
         Raises:
-            UserError: no class can hold the model.
+            UserError: no class can hold the model, or a value is of another kind than it must be.
         """
         known = self.read(config)
-        new = self.target(known).config
+        try:
+            new = self.target(known).config
+        except UserError:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"config.json has a value that is of no use to a {self.model_type} ({first_line(error)}); restore it"
+            ) from error
         carried = {key: known.get(key) for key in _CARRIED} | {key: known[key] for key in _SAID if key in known}
         return new | {key: value for key, value in carried.items() if key not in new}
 

@@ -125,9 +125,13 @@ def _nemotron_layer(config: Config, layer: int) -> Tensors:
 
 
 def _lift(norm: Tensor) -> Tensor:
-    """Factors, powers of two or such times -1, that bring weights below a half into [1, 2), where 1 less is exact."""
+    """Factors, powers of two or such times -1, that bring weights below a half into [1, 2), where 1 less is exact.
+
+    In float16 they go no further than 64, because what undoes them would leave its range.
+    """
     _, exponent = torch.frexp(norm.float())
-    factors = torch.ldexp(norm.float().sign(), 1 - exponent)
+    most = 6 if norm.dtype == torch.float16 else 120
+    factors = torch.ldexp(norm.float().sign(), (1 - exponent).clamp_max(most))
     return torch.where((norm < 0.5) & (norm != 0), factors, 1).to(norm.dtype)
 
 

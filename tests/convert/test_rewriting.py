@@ -181,18 +181,19 @@ def test_folded_norms_are_rounded_once(dtype):
     assert torch.equal(norm_in_bias(weight, norm, bias), (weight.double() @ norm.double() + bias.double()).to(dtype))
 
 
-def test_small_norm_weights_lose_nothing_in_half_precision(saved, tmp_path):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-12), (torch.float16, 1e-3)])
+def test_small_norm_weights_lose_nothing_in_half_precision(saved, tmp_path, dtype, tolerance):
     """Nemotron adds 1 to them, which in bfloat16 would cost a weight of 0.01 a fifth of its value."""
 
     def shrink(tensors):
         generator = torch.Generator().manual_seed(3)
         for name in (name for name in tensors if "norm" in name and name.endswith(".weight")):
             sizes = 10 ** torch.empty(48).uniform_(-3, 1, generator=generator)
-            tensors[name] = (sizes * torch.randn(48, generator=generator).sign()).bfloat16()
+            tensors[name] = (sizes * torch.randn(48, generator=generator).sign()).to(dtype)
             tensors[name][0] = 0
         return tensors
 
-    checkpoint = saved("gpt_neox-sequential-plain", torch.bfloat16)
+    checkpoint = saved("gpt_neox-sequential-plain", dtype)
     edit_tensors(checkpoint, shrink)
     convert(checkpoint, tmp_path / "out", ConvertOptions(groups=4))
     models = [
@@ -200,7 +201,7 @@ def test_small_norm_weights_lose_nothing_in_half_precision(saved, tmp_path):
         for path in (checkpoint, tmp_path / "out")
     ]
     with torch.no_grad():
-        assert (models[0](IDS).logits - models[1](IDS).logits).abs().max() < 1e-12
+        assert (models[0](IDS).logits - models[1](IDS).logits).abs().max() < tolerance
 
 
 def test_rows_of_heads_and_rotary_halves():
@@ -240,6 +241,7 @@ def test_gpt_neo_converts_as_a_model_of_short_texts(saved, tmp_path, load):
     ("changes", "says"),
     [
         ({"n_head": "4"}, "n_head is '4', not a positive integer"),
+        ({"n_embd": 0}, "n_embd is 0, not a positive integer"),
         ({"n_head": 5}, r"the shapes of h.0.attn.c_attn.weight \[48, 144\] are not what config.json implies"),
         ({"n_layer": 2}, "the checkpoint has 12 tensors that gpt2 with its config.json does not have, h.2."),
         ({"n_layer": 4}, "tensor transformer.h.3.attn.c_attn.weight is missing from the checkpoint"),
@@ -253,6 +255,22 @@ def test_configurations_that_do_not_fit(changes, says, saved):
     edit_config(checkpoint, **changes)
     with pytest.raises(UserError, match=says):
         plan_conversion(checkpoint, ConvertOptions(groups=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("gpt_neox", {"rope_scaling": "linear"}),
+        ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": "0.25"}}),
+        ("gpt_neo", {"attention_types": [["global"]]}),
+        ("gptj", {"rotary_dim": 5}),
+    ],
+)
+def test_settings_of_another_kind(name, changes, saved):
+    checkpoint = saved(name)
+    edit_config(checkpoint, **changes)
+    with pytest.raises(UserError, match=r"restore it$"):
+        open_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize(("name", "groups"), [("gpt2", 2), ("opt", 2), ("gpt_neox", 3), ("gpt_neox", 8)])
