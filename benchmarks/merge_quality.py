@@ -40,7 +40,7 @@ class Case:
     def label(self) -> str:
         """Its row in the table."""
         grouping = "" if self.grouping == "auto" else f", {self.grouping}"
-        kind = f", fit on {self.calibration // 1024}k" if self.fit else f", {self.calibration // 1024}k tokens"
+        kind = f", fit on {self.calibration // 1000}k" if self.fit else f", {self.calibration // 1000}k tokens"
         return self.method + grouping + (kind if self.calibration else "")
 
 
