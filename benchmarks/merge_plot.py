@@ -16,6 +16,8 @@ from merge_quality import Case
 _LEFT_OUT = ("random", "first", "lowrank, contiguous")
 """rows of the table that would only crowd the picture"""
 
+_APART = 1.35  # the least ratio of the heights of two names
+
 
 def losses(results: Path) -> dict[str, dict[int, float]]:
     """For each label, the mean loss over seeds by KV heads."""
@@ -34,18 +36,14 @@ def picture(by_label: dict[str, dict[int, float]]) -> Figure:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     counts = sorted({count for gaps in by_label.values() for count in gaps}, reverse=True)
-    for label, gaps in sorted(by_label.items(), key=lambda item: -item[1][min(item[1])]):
+    height = 0.0
+    for label, gaps in sorted(by_label.items(), key=lambda item: item[1][min(item[1])]):
         drawn = [count for count in counts if count in gaps]
-        (line,) = axes.plot(
-            [counts.index(count) for count in drawn], [gaps[count] for count in drawn], marker="o", linewidth=2
-        )
+        x, y = [counts.index(count) for count in drawn], [gaps[count] for count in drawn]
+        (line,) = axes.plot(x, y, marker="o", linewidth=2)
+        height = max(y[-1], _APART * height)
         axes.annotate(
-            label,
-            (counts.index(drawn[-1]), gaps[drawn[-1]]),
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            color=line.get_color(),
+            label, (x[-1], height), xytext=(8, 0), textcoords="offset points", va="center", color=line.get_color()
         )
     axes.set_yscale("log")
     axes.set_xticks(range(len(counts)), [str(count) for count in counts])
