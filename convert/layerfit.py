@@ -156,11 +156,11 @@ def _descent(
     numbers = passes(len(train), torch.Generator().manual_seed(seed))
     length, hidden_size = train.original.shape[1:]
     windows = math.ceil((options.step_tokens or 8 * hidden_size) / length)
-    noise = _noise(options, options.steps * windows / len(train))
+    noise = _noise(options, options.steps * windows / len(train)) * train.typical_sizes().float()
     for step in range(options.steps):
         for count in _portion_sizes(windows, length):
-            chosen = train[torch.tensor([next(numbers) for _ in range(count)])]
-            batch = chosen.to(converted.device).shaken(noise, shaking)
+            chosen = torch.tensor([next(numbers) for _ in range(count)])
+            batch = train[chosen].to(converted.device).shaken(noise[chosen].to(converted.device), shaking)
             with torch.no_grad():
                 wanted = original(batch.original)
             off = converted(batch.converted, _assemble(start, parts)) - wanted

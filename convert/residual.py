@@ -4,9 +4,8 @@ It is the layer's own forward with nothing coming from the feed-forward part, so
 attention, parallel branches, scalings and soft caps are the class's own, whatever the family.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ class Residual:
         self._layer, self._family = layer, family
         names = {module: name for name, module in layer.module.named_modules()}
         self._prefix = f"{names[layer.attention]}."
+        self._silent = {child: _Silence(child) for child in layer.module.children() if _feeds_forward(child, layer)}
         self.device = layer.device
 
     def __call__(self, hidden: Tensor, weights: AttentionWeights | None = None) -> Tensor:
@@ -32,34 +32,40 @@ class Residual:
         written = {} if weights is None else all_tensors(self._family, weights)
         tensors = {self._prefix + name: tensor.to(self.device) for name, tensor in written.items()}
         hidden = hidden.to(self.device, torch.float32)
-        with _silent_feed_forward(self._layer), _reduced_precision(self.device):
+        with self._without_feed_forward(), _reduced_precision(self.device):
             arguments = self._layer.arguments(hidden.shape[1])
             return hidden_of(functional_call(self._layer.module, tensors, (hidden,), arguments))
 
-
-@contextmanager
-def _silent_feed_forward(layer: StagedLayer) -> Iterator[None]:
-    """Let every child of the layer that holds matrices, other than the attention, put out zeros."""
-    silent = [child for child in layer.module.children() if child is not layer.attention and _holds_matrices(child)]
-    for child in silent:
-        child.forward = partial(_zeros, child.forward)
-    try:
-        yield
-    finally:
-        for child in silent:
-            del child.forward
+    @contextmanager
+    def _without_feed_forward(self) -> Iterator[None]:
+        """Let every child of the layer that holds matrices, other than the attention, put out zeros."""
+        for child, silence in self._silent.items():
+            child.forward = silence
+        try:
+            yield
+        finally:
+            for child in self._silent:
+                del child.forward
 
 
-def _zeros(forward: Callable[..., Tensor | tuple[object, ...]], hidden: Tensor) -> Tensor | tuple[object, ...]:
-    """Zeros in place of `forward(hidden)`. Mixtures of experts put out their routing beside: one token tells."""
-    with torch.no_grad():
-        form = forward(hidden[:1, :1].detach())
-    zeros = torch.zeros_like(hidden)
-    return (zeros, *form[1:]) if isinstance(form, tuple) else zeros
+class _Silence:
+    """Zeros in place of what a module puts out. Mixtures of experts put out their routing beside: one token tells."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._forward = module.forward
+        self._beside: tuple[object, ...] | None = None
+
+    def __call__(self, hidden: Tensor) -> Tensor | tuple[object, ...]:
+        if self._beside is None:
+            with torch.no_grad():
+                form = self._forward(hidden[:1, :1].detach())
+            self._beside = form[1:] if isinstance(form, tuple) else ()
+        zeros = torch.zeros_like(hidden)
+        return (zeros, *self._beside) if self._beside else zeros
 
 
-def _holds_matrices(module: nn.Module) -> bool:
-    return any(parameter.ndim > 1 for parameter in module.parameters())
+def _feeds_forward(child: nn.Module, layer: StagedLayer) -> bool:
+    return child is not layer.attention and any(parameter.ndim > 1 for parameter in child.parameters())
 
 
 def _reduced_precision(device: torch.device) -> torch.autocast:

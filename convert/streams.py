@@ -39,12 +39,20 @@ class Streams:
             original=self.original.to(device, torch.float32), converted=self.converted.to(device, torch.float32)
         )
 
-    def shaken(self, noise: float, generator: torch.Generator) -> "Streams":
+    def typical_sizes(self) -> Tensor:
+        """The typical size of every token's hidden state in the original model. [n, length, 1].
+
+        Typical by the median, since a few dimensions may be larger than all others together.
+        """
+        return (
+            torch.cat([window.abs().median(dim=-1, keepdim=True).values for window in self.original.split(1)]) / _MEDIAN
+        )
+
+    def shaken(self, noise: Tensor, generator: torch.Generator) -> "Streams":
         """The same windows, each with noise of a random size, and drifted part of the way.
 
         Args:
-            noise: standard deviation, at most, as a share of the typical size of a token's hidden state; typical by
-                the median, since a few dimensions may be larger than all others together.
+            noise: standard deviation, at most, of every token's. [n, length, 1]
             generator: draws everything; of the device that the streams are on.
 
         Returns:
@@ -56,11 +64,8 @@ class Streams:
             return torch.rand(len(self), 1, 1, generator=generator, device=self.original.device)
 
         drift = share() * (self.converted - self.original)
-        original = self.original
-        if noise:
-            size = original.abs().median(dim=-1, keepdim=True).values / _MEDIAN
-            normal = torch.randn(original.shape, generator=generator, device=original.device)
-            original = original + noise * share() * size * normal
+        normal = torch.randn(self.original.shape, generator=generator, device=self.original.device)
+        original = self.original + noise * share() * normal
         return Streams(original=original, converted=original + drift)
 
 

@@ -27,7 +27,7 @@ def root_mean_square(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def test_windows_drift_between_nothing_and_all_the_way(streams):
-    made = streams.shaken(0.5, generator())
+    made = streams.shaken(0.5 * streams.typical_sizes(), generator())
     part = (made.converted - made.original) / (streams.converted - streams.original)
     first = part[:, :1, :1]
     torch.testing.assert_close(part, first.expand_as(part), rtol=1e-2, atol=1e-3)
@@ -36,7 +36,7 @@ def test_windows_drift_between_nothing_and_all_the_way(streams):
 
 
 def test_the_noise_is_a_share_of_each_token_and_at_most_what_was_asked_for(streams):
-    made = streams.shaken(0.5, generator())
+    made = streams.shaken(0.5 * streams.typical_sizes(), generator())
     share = root_mean_square(made.original - streams.original) / root_mean_square(streams.original)
     windows = share.mean(dim=1)
     assert 0 <= windows.min() < 0.05
@@ -47,22 +47,23 @@ def test_the_noise_is_a_share_of_each_token_and_at_most_what_was_asked_for(strea
 def test_a_huge_dimension_does_not_drown_the_others(streams):
     huge = streams.original.clone()
     huge[..., 7] = 1e6
-    made = Streams(original=huge, converted=huge).shaken(1.0, generator())
+    made = Streams(original=huge, converted=huge)
+    made = made.shaken(made.typical_sizes(), generator())
     others = torch.arange(WIDTH) != 7
     noise, size = (root_mean_square(tensor[..., others]) for tensor in (made.original - huge, huge))
     assert (noise / size).max() < 3
 
 
 def test_without_noise_the_original_is_as_it_was(streams):
-    made = streams.shaken(0.0, generator())
+    made = streams.shaken(0.0 * streams.typical_sizes(), generator())
     assert torch.equal(made.original, streams.original)
 
 
 def test_the_same_generator_makes_the_same_noise(streams):
-    one, two = (streams.shaken(0.5, generator()) for _ in range(2))
+    one, two = (streams.shaken(0.5 * streams.typical_sizes(), generator()) for _ in range(2))
     assert torch.equal(one.original, two.original)
     assert torch.equal(one.converted, two.converted)
-    assert not torch.equal(one.original, streams.shaken(0.5, generator(1)).original)
+    assert not torch.equal(one.original, streams.shaken(0.5 * streams.typical_sizes(), generator(1)).original)
 
 
 def test_every_pass_goes_over_everything_in_another_order():
