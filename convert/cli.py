@@ -53,7 +53,7 @@ def convert_command(
         int | None,
         typer.Option(metavar="TOKENS", help="Fit every layer on so many tokens of --calibration after merging it."),
     ] = None,
-    fit_steps: Annotated[int, typer.Option(help="Optimiser steps of the fit for each layer.")] = 600,
+    fit_steps: Annotated[int, typer.Option(help="Optimiser steps of the fit for each layer.")] = 1000,
     text_column: Annotated[str, typer.Option(help="Key or column of the text, in --calibration.")] = "text",
     subset: Annotated[str | None, typer.Option(help="Of a dataset: its subset.")] = None,
     split: Annotated[str, typer.Option(help="Of a dataset: its split.")] = "train",

@@ -30,7 +30,7 @@ _PASSES = 32  # over the text, from which noise is as large as the hidden states
 class FitOptions:
     """How layers are fitted."""
 
-    steps: int = 600
+    steps: int = 1000
     """optimiser steps for each layer"""
     step_tokens: int | None = None
     """tokens of a step (default: eight for each dimension of the hidden states)"""
