@@ -51,6 +51,8 @@ class Family:
     beside: Mapping[str, Literal["number", "vector", "matrix"]] = field(default_factory=dict)
     """tensors, beside those of q and o, of which every query head has a part of its own: a number (attention sinks), a
     [head_dim] vector (a norm over all heads' outputs) or a [head_dim, hidden_size] matrix (a gate on them)"""
+    beside_called: Mapping[str, str] = field(default_factory=dict)
+    """other names of those tensors, for `in_class`"""
     outputs: Literal["plain", "gated", "normed"] = "plain"
     """what comes between the heads' outputs and the output projection: nothing, a gate on every component, or a norm
     over the components of all heads"""
@@ -61,6 +63,8 @@ class Family:
     whole width of all heads at once"""
     k_norm_key: str | None = None
     """configuration key that turns the norms on queries and keys on (None: they are always there)"""
+    k_norm_default: bool = False
+    """whether they are on where the configuration does not say"""
     k_norm_turns: bool = False
     """whether that norm is only in the layers that rotate"""
     no_rope_key: str | None = None
@@ -77,6 +81,8 @@ class Family:
     """configuration key that clamps q, k and v after their projection"""
     sizes: Mapping[str, str] = field(default_factory=dict)
     """configuration keys of sizes that the class calls otherwise than most: `{"hidden_size": "n_embd"}`"""
+    spellings: Mapping[str, str] = field(default_factory=dict)
+    """other spellings of such keys, that the class reads just as well: `{"num_layers": "num_hidden_layers"}`"""
     kv_heads_key: str = "num_key_value_heads"
     """configuration key of the number of KV heads"""
     multi_query_key: str | None = None
@@ -91,6 +97,13 @@ class Family:
     """head dim when the configuration has no `head_dim` (None: hidden_size / num_attention_heads)"""
     reads_head_dim: bool = True
     """whether the class honours `head_dim` in the configuration"""
+    in_class: Mapping[str, Any] = field(default_factory=dict)
+    """fields, of those above, that say something else of transformers' class than of the files that it reads"""
+
+    @property
+    def of_class(self) -> "Family":
+        """The family with the tensor names of transformers' class in place of those of the files."""
+        return replace(self, **self.in_class, in_class={})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +196,7 @@ def head_shape(family: Family, config: Mapping[str, Any]) -> HeadShape:
     Raises:
         UserError: a size is missing, not a positive integer, or does not divide as it must.
     """
+    config = {key: config[other] for other, key in family.spellings.items() if other in config} | dict(config)
     hidden_size, num_heads, num_layers = (
         read_size(config, family.sizes.get(key, key))
         for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")

@@ -162,6 +162,8 @@ VARIANTS = [
 
 KIN = [
     _variant("apertus", **_NARROW),
+    _variant("apertus1p5_text", **_NARROW),
+    _variant("apertus1p5_text-pruned", "apertus1p5_text", output_vocab_size=90, **_NARROW),
     _variant("arcee"),
     _variant("aria_text", moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1),
     _variant(
@@ -181,6 +183,8 @@ KIN = [
     _variant("ernie4_5"),
     _variant("ernie4_5-bias", "ernie4_5", use_bias=True),
     _variant("ernie4_5_moe", **_EXPERTS, **_NARROW, moe_k=2, moe_num_experts=4, moe_layer_start_index=1),
+    _variant("exaone"),
+    _variant("exaone-bias", "exaone", attention_bias=True),
     _variant("exaone4", sliding_window=4, layer_types=_LOCAL_AND_GLOBAL, **_NARROW),
     _variant("exaone4-global", "exaone4", sliding_window=None, layer_types=["full_attention"] * LAYERS, **_NARROW),
     _variant("exaone_moe", **_EXPERTS, sliding_window=4, layer_types=_LOCAL_AND_GLOBAL, **_NARROW),
@@ -213,6 +217,8 @@ KIN = [
     _variant("phi4_multimodal", **_NARROW, vision_config=_SMALL_EYES, audio_config=_SMALL_EARS),
     _variant("phimoe", num_local_experts=4, num_experts_per_tok=2, **_NARROW),
     _variant("phimoe-bias", "phimoe", num_local_experts=4, num_experts_per_tok=2, attention_bias=True, **_NARROW),
+    _variant("sarvam_moe", **_EXPERTS, n_routed_experts=4, n_shared_experts=1),
+    _variant("sarvam_moe-plain", "sarvam_moe", **_EXPERTS, n_routed_experts=4, attention_bias=True, use_qk_norm=False),
     _variant("seed_oss"),
     _variant("solar_open", **_EXPERTS, n_routed_experts=4),
     _variant("vaultgemma", sliding_window=4),

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig
 
 from gqa.convert.family import family_for, head_shape
+from gqa.convert.layout import all_tensors, read_layer
 from gqa.convert.plan import ConvertOptions, plan_conversion
 from gqa.convert.residual import Residual
 from gqa.convert.rewrite import convert
@@ -24,10 +25,13 @@ def multi_head(kin, tmp_path):
     return tmp_path / "ckpt", small
 
 
-def test_the_tensors_that_merge_are_those_whose_shape_the_class_changes(kin, multi_head):
-    path, _ = multi_head
+def test_the_tensors_that_merge_are_those_whose_shape_the_class_changes(multi_head, state_of, tmp_path):
+    path, small = multi_head
+    small.save_pretrained(tmp_path / "small")
     plan = plan_conversion(path, ConvertOptions(groups=GROUPS))
-    before, after = kin.shapes(HEADS), kin.shapes(GROUPS)
+    before, after = (
+        {name: tuple(tensor.shape) for name, tensor in state_of(at).items()} for at in (path, tmp_path / "small")
+    )
     merged = {tensor.name: tensor.shape for tensors in plan.merged for tensor in tensors}
     assert merged == {name: shape for name, shape in after.items() if shape != before[name]}
     over_all_heads = any("k_norm" in name for name in merged)
@@ -82,3 +86,20 @@ def test_the_residual_is_the_layer_with_nothing_from_its_feed_forward_part(kin, 
                         parameter.zero_()
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
                 assert torch.equal(run(hidden), found)
+
+
+@torch.no_grad()
+def test_other_weights_in_memory_do_what_they_would_do_on_disk(kin, tmp_path):
+    kin.model(4).float().save_pretrained(tmp_path)
+    plan = plan_conversion(tmp_path, ConvertOptions(groups=1))
+    staged = StagedModel(tmp_path, dtype=torch.float32, device=torch.device("cpu"))
+    hidden = torch.randn(2, 12, staged.shape.hidden_size, generator=torch.Generator().manual_seed(7))
+    for index, tensors in enumerate(plan.attention):
+        own = read_layer(plan.family, plan.shape, {name: entry.load() for name, entry in tensors.items()})
+        other = own.map_kv(torch.neg).map_queries(lambda part: 2 * part)
+        with staged.layer(index) as run:
+            residual = Residual(run, staged.family)
+            found = residual(hidden, other)
+            assert not torch.equal(found, residual(hidden))
+        with staged.layer(index, replace=all_tensors(plan.family, other)) as run:
+            assert torch.equal(Residual(run, staged.family)(hidden), found)

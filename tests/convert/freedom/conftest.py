@@ -8,22 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
 
 from gqa.convert.attention import AttentionWeights
 from gqa.convert.freedom import Freedom
 from gqa.convert.layout import all_tensors, read_layer
 from gqa.convert.plan import ConvertOptions, plan_conversion
 from gqa.convert.positions import Rotation
-
-
-def in_the_class(name: str, model: PreTrainedModel) -> str:
-    """A tensor's name in a model's state dict, by its name on disk."""
-    for change in get_model_conversion_mapping(model):
-        if isinstance(change, WeightRenaming):
-            name = change.rename_source_key(name)[0]
-    return name
 
 
 class Layers:
@@ -39,9 +29,10 @@ class Layers:
 
     def put(self, model: PreTrainedModel, change: Callable[[AttentionWeights, Freedom], AttentionWeights]) -> None:
         """Every layer, changed, into a stock model of the checkpoint."""
-        for prefix, weights, freedom in zip(self.plan.prefixes, self.weights, self.freedoms, strict=True):
-            tensors = all_tensors(self.plan.family, change(weights, freedom))
-            named = {in_the_class(prefix + name, model): tensor for name, tensor in tensors.items()}
+        family = self.plan.family.of_class
+        for layer, (weights, freedom) in enumerate(zip(self.weights, self.freedoms, strict=True)):
+            prefix, tensors = family.layer.format(layer=layer), all_tensors(family, change(weights, freedom))
+            named = {prefix + name: tensor for name, tensor in tensors.items()}
             assert not model.load_state_dict(named, strict=False).unexpected_keys
 
 
