@@ -14,6 +14,7 @@ from gqa.convert.families.rewritten import REWRITTEN
 from gqa.convert.families.wrappers import WRAPPERS
 
 _HEADS = {"num_attention_heads", "num_key_value_heads", "head_dim"}
+_HEADS_BY_LAYER = "num_key_value_heads_per_layer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,10 +163,8 @@ def check_supported(config: Mapping[str, Any]) -> None:
         )
     if config.get("quantization_config"):
         raise UserError("the checkpoint is quantised (quantization_config in config.json); dequantise it first")
-    if any(_HEADS & layer.keys() for layer in (config.get("per_layer_config") or {}).values()):
-        raise UserError(
-            "the checkpoint's layers differ in their heads (per_layer_config in config.json); none is merged"
-        )
+    if unequal := _says_layers_differ(config):
+        raise UserError(f"the checkpoint's layers differ in their heads ({unequal} in config.json); none is merged")
     if config.get("auto_map") and not (model_type in REWRITTEN and REWRITTEN[model_type].own_code):
         raise UserError(
             "the checkpoint brings its own code (auto_map in config.json), which is never run; "
@@ -176,6 +175,14 @@ def check_supported(config: Mapping[str, Any]) -> None:
         check_supported(inner)
         if inner["model_type"] not in all_families():
             raise UserError(f"a {inner['model_type']} inside a {model_type} can't be converted; save it on its own")
+
+
+def _says_layers_differ(config: Mapping[str, Any]) -> str | None:
+    """The key of a configuration that gives layers heads of their own, if there is one."""
+    if any(_HEADS & layer.keys() for layer in (config.get("per_layer_config") or {}).values()):
+        return "per_layer_config"
+    lists = (key for key in (*sorted(_HEADS), _HEADS_BY_LAYER) if isinstance(config.get(key), list))
+    return next(lists, None)
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,10 @@ _BY_REASON: dict[str, tuple[str, ...]] = {
         *("qwen4_exp", "qwen4_exp_text", "recurrent_gemma", "zamba", "zamba2"),
     ),
     _NO_ATTENTION: ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"),
-    _UNEQUAL: ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text", "laguna", "mimo_v2_flash"),
+    _UNEQUAL: (
+        *("deci", "gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text", "laguna", "mimo_v2_flash"),
+        *("nemotron-nas", "openelm"),
+    ),
     _CONVOLVED: ("inkling2_loop_text", "inkling2_text", "inkling_text", "zaya"),
     _SHARED: ("gemma3n", "gemma3n_text", "gemma4_assistant", "gemma4_unified_assistant"),
     _WRAPPER.format("qwen3"): ("moss_transcribe_diarize",),
