@@ -94,8 +94,8 @@ def test_a_class_said_to_run_its_layers_again_has_loops(model_type):
 
 @pytest.mark.parametrize("model_type", refused_because("two of five"))
 def test_a_class_said_to_be_recurrent_in_two_layers_of_five_is(model_type):
-    kinds = CONFIG_MAPPING[model_type](num_hidden_layers=5).layer_types
-    assert kinds.count("linear_attention") == 2
+    config: Any = CONFIG_MAPPING[model_type]()
+    assert config.layer_types[:5].count("linear_attention") == 2
 
 
 @pytest.mark.parametrize("model_type", refused_because("multimodal"))
