@@ -26,7 +26,8 @@ _BY_REASON: dict[str, tuple[str, ...]] = {
     ),
     _LATENT: (
         *("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note", "dots3_note_text"),
-        *("glm4_moe_lite", "glm_moe_dsa", "hy_v4", "kimi_linear", "longcat_flash", "minicpm3", "sarvam_mla", "youtu"),
+        *("glm4_moe_lite", "glm_moe_dsa", "hy_v4", "hy_v4_vl", "kimi_k25", "kimi_linear", "longcat_flash"),
+        *("minicpm3", "sarvam_mla", "youtu"),
     ),
     _HYBRID: (
         *("bailing_hybrid", "bamba", "falcon_h1", "granitemoehybrid", "jamba", "lfm2", "lfm2_moe", "lfm3", "minimax"),
@@ -38,7 +39,10 @@ _BY_REASON: dict[str, tuple[str, ...]] = {
         *("deci", "gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text", "laguna", "mimo_v2_flash"),
         *("nemotron-nas", "openelm"),
     ),
-    _CONVOLVED: ("inkling2_loop_text", "inkling2_text", "inkling_text", "zaya"),
+    _CONVOLVED: (
+        *("inkling2", "inkling2_loop", "inkling2_loop_text", "inkling2_text", "inkling_mm_model", "inkling_text"),
+        "zaya",
+    ),
     _SHARED: ("gemma3n", "gemma3n_text", "gemma4_assistant", "gemma4_unified_assistant"),
     _WRAPPER.format("qwen3"): ("moss_transcribe_diarize",),
     _PARTS: ("emu3", "fuyu", "git", "mllama", "moshi"),
