@@ -14,6 +14,7 @@ from gqa.convert.families.rewritten import REWRITTEN
 from gqa.convert.families.wrappers import WRAPPERS
 
 _HEADS = {"num_attention_heads", "num_key_value_heads", "head_dim"}
+_HEADS_BY_LAYER = "num_key_value_heads_per_layer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class Family:
     beside: Mapping[str, Literal["number", "vector", "matrix"]] = field(default_factory=dict)
     """tensors, beside those of q and o, of which every query head has a part of its own: a number (attention sinks), a
     [head_dim] vector (a norm over all heads' outputs) or a [head_dim, hidden_size] matrix (a gate on them)"""
+    beside_called: Mapping[str, str] = field(default_factory=dict)
+    """other names of those tensors, for `in_class`"""
     outputs: Literal["plain", "gated", "normed"] = "plain"
     """what comes between the heads' outputs and the output projection: nothing, a gate on every component, or a norm
     over the components of all heads"""
@@ -61,6 +64,8 @@ class Family:
     whole width of all heads at once"""
     k_norm_key: str | None = None
     """configuration key that turns the norms on queries and keys on (None: they are always there)"""
+    k_norm_default: bool = False
+    """whether they are on where the configuration does not say"""
     k_norm_turns: bool = False
     """whether that norm is only in the layers that rotate"""
     no_rope_key: str | None = None
@@ -77,6 +82,8 @@ class Family:
     """configuration key that clamps q, k and v after their projection"""
     sizes: Mapping[str, str] = field(default_factory=dict)
     """configuration keys of sizes that the class calls otherwise than most: `{"hidden_size": "n_embd"}`"""
+    spellings: Mapping[str, str] = field(default_factory=dict)
+    """other spellings of such keys, that the class reads just as well: `{"num_layers": "num_hidden_layers"}`"""
     kv_heads_key: str = "num_key_value_heads"
     """configuration key of the number of KV heads"""
     multi_query_key: str | None = None
@@ -91,6 +98,13 @@ class Family:
     """head dim when the configuration has no `head_dim` (None: hidden_size / num_attention_heads)"""
     reads_head_dim: bool = True
     """whether the class honours `head_dim` in the configuration"""
+    in_class: Mapping[str, Any] = field(default_factory=dict)
+    """fields, of those above, that say something else of transformers' class than of the files that it reads"""
+
+    @property
+    def of_class(self) -> "Family":
+        """The family with the tensor names of transformers' class in place of those of the files."""
+        return replace(self, **self.in_class, in_class={})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,10 +163,8 @@ def check_supported(config: Mapping[str, Any]) -> None:
         )
     if config.get("quantization_config"):
         raise UserError("the checkpoint is quantised (quantization_config in config.json); dequantise it first")
-    if any(_HEADS & layer.keys() for layer in (config.get("per_layer_config") or {}).values()):
-        raise UserError(
-            "the checkpoint's layers differ in their heads (per_layer_config in config.json); none is merged"
-        )
+    if unequal := _says_layers_differ(config):
+        raise UserError(f"the checkpoint's layers differ in their heads ({unequal} in config.json); none is merged")
     if config.get("auto_map") and not (model_type in REWRITTEN and REWRITTEN[model_type].own_code):
         raise UserError(
             "the checkpoint brings its own code (auto_map in config.json), which is never run; "
@@ -163,6 +175,14 @@ def check_supported(config: Mapping[str, Any]) -> None:
         check_supported(inner)
         if inner["model_type"] not in all_families():
             raise UserError(f"a {inner['model_type']} inside a {model_type} can't be converted; save it on its own")
+
+
+def _says_layers_differ(config: Mapping[str, Any]) -> str | None:
+    """The key of a configuration that gives layers heads of their own, if there is one."""
+    if any(_HEADS & layer.keys() for layer in (config.get("per_layer_config") or {}).values()):
+        return "per_layer_config"
+    lists = (key for key in (*sorted(_HEADS), _HEADS_BY_LAYER) if isinstance(config.get(key), list))
+    return next(lists, None)
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,6 +203,7 @@ def head_shape(family: Family, config: Mapping[str, Any]) -> HeadShape:
     Raises:
         UserError: a size is missing, not a positive integer, or does not divide as it must.
     """
+    config = {key: config[other] for other, key in family.spellings.items() if other in config} | dict(config)
     hidden_size, num_heads, num_layers = (
         read_size(config, family.sizes.get(key, key))
         for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")

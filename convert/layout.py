@@ -100,7 +100,11 @@ def write_layer(family: Family, old: AttentionWeights, new: AttentionWeights) ->
     for name, old_norm, norm in ((family.q_norm, old.q_norm, new.q_norm), (family.k_norm, old.k_norm, new.k_norm)):
         if name is not None and norm is not None and norm is not old_norm:
             changed |= _write_norm(family, name, norm)
-    changed |= {name: part.flatten(0, 1) for name, part in new.beside.items() if part is not old.beside[name]}
+    changed |= {
+        family.beside_called.get(name, name): part.flatten(0, 1)
+        for name, part in new.beside.items()
+        if part is not old.beside[name]
+    }
     return {name: tensor.contiguous() for name, tensor in changed.items()}
 
 

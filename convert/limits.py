@@ -41,7 +41,8 @@ def limits_of(family: Family, config: Mapping[str, Any]) -> Limits:
 
 def _keys(family: Family, config: Mapping[str, Any]) -> Literal["free", "scaled", "normed"]:
     """What the family's key norm leaves of the keys, where the configuration has one."""
-    normed = family.k_norm_key is None or bool(config.get(family.k_norm_key))
+    said = config.get(family.k_norm_key) if family.k_norm_key else True
+    normed = family.k_norm_default if said is None else bool(said)
     if normed and family.k_norm_scope in ("shared", "per_head"):
         return "normed"
     return "scaled" if family.k_norm_scope == "full_width" else "free"

@@ -100,7 +100,7 @@ def _plain(family: Family) -> Family:
 
 def _listed(family: Family, model_type: str, known_as: str) -> Listed:
     """What is said of a model type that is written as one of `family`."""
-    plain = limits_of(family, {})
+    plain = limits_of(family, {family.k_norm_key: False} if family.k_norm_key else {})
     settings = [key for key in (family.k_norm_key, family.clip_key) if key]
     limited = {key: limits_of(family, {key: True}) for key in settings}
     reasons = [reason for limits in (plain, *limited.values()) for reason in limits.reasons]

@@ -49,6 +49,8 @@ def load_config(
     text_config = config.get_text_config(decoder=True)
     if not getattr(text_config, "num_attention_heads", None):
         raise UserError(f"{checkpoint} is a {model_type}, which has no attention heads to compare")
+    if model_type in WRAPPERS:  # whose own setting decides, whatever that of the language model would be on its own
+        text_config.tie_word_embeddings = getattr(config, "tie_word_embeddings", False)
     return text_config
 
 

@@ -21,9 +21,9 @@ class Residual:
     """Call it with hidden states [n, length, hidden_size]; the same shape comes back in float32."""
 
     def __init__(self, layer: StagedLayer, family: Family) -> None:
-        self._layer, self._family = layer, family
+        self._layer, self._family = layer, family.of_class
         names = {module: name for name, module in layer.module.named_modules()}
-        self._prefix = f"{names[layer.attention]}."
+        self._prefix, self._known = f"{names[layer.attention]}.", layer.module.state_dict().keys()
         self._silent = {child: _Silence(child) for child in layer.module.children() if _feeds_forward(child, layer)}
         self.device = layer.device
 
@@ -31,6 +31,7 @@ class Residual:
         """Run the layer, with `weights`, on any device, in place of its own where they are given."""
         written = {} if weights is None else all_tensors(self._family, weights)
         tensors = {self._prefix + name: tensor.to(self.device) for name, tensor in written.items()}
+        assert tensors.keys() <= self._known, "torch would leave out in silence what the class calls otherwise"
         hidden = hidden.to(self.device, torch.float32)
         with self._without_feed_forward(), _reduced_precision(self.device):
             arguments = self._layer.arguments(hidden.shape[1])

@@ -79,7 +79,8 @@ class StagedModel:
         self.checkpoint, self.dtype, self.device = checkpoint, dtype, device
         self.shape = replace(source, num_kv_heads=groups or source.num_kv_heads)
         self._model = empty_model(checkpoint, dtype=dtype, device=device, num_kv_heads=self.shape.num_kv_heads)
-        path, self._attention = self.family.layer.removesuffix(".").split(".{layer}.")
+        self._of_class = self.family.of_class
+        path, self._attention = self._of_class.layer.removesuffix(".").split(".{layer}.")
         self._decoder = self._model.get_submodule(path.rpartition(".")[0])
         self._layers = list(self._model.get_submodule(path).children())
         self._names = [{f"{path}.{i}.{name}" for name in layer.state_dict()} for i, layer in enumerate(self._layers)]
@@ -129,7 +130,7 @@ class StagedModel:
             yield StagedLayer(
                 module=self._layers[index],
                 attention=attention,
-                projection=attention.get_submodule(self.family.fused_qkv or self.family.q),
+                projection=attention.get_submodule(self._of_class.fused_qkv or self._of_class.q),
                 arguments=partial(self._layer_arguments, index),
                 device=self.device,
             )
@@ -167,7 +168,7 @@ class StagedModel:
         self._prefixes = [layer_prefix(self.family, names, layer) for layer in range(self.num_layers)]
         self._on_disk: list[dict[str, OnDisk | Tensor]] = []
         for prefix in self._prefixes:
-            block = prefix.removesuffix(f"{self._attention}.")
+            block = prefix.removesuffix(self.family.layer.rpartition("{layer}.")[2])
             mine = [name for name in entries if name.startswith(block)]
             self._on_disk.append({name: OnDisk(entries.pop(name)) for name in mine})
             for name in surplus:

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gqa.convert.errors import UserError
 from gqa.convert.pretrained import load_tokenizer, quiet_transformers
 
 if TYPE_CHECKING:
@@ -16,21 +17,24 @@ if TYPE_CHECKING:
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 _CONFIG = "tokenizer_config.json"
-_KEPT = ("chat_template", "model_max_length", "additional_special_tokens", "extra_special_tokens")
+_EXTRA = {"additional_special_tokens", "extra_special_tokens"}
+_KEPT = ("chat_template", "model_max_length", *sorted(_EXTRA))
 
 
 def write_tokenizer(checkpoint: Path, work: Path) -> None:
     """Write the tokenizer of `checkpoint`, if it has one, into `work`, where its files are copied already.
 
     Raises:
-        UserError: its files are damaged.
+        UserError: its files are damaged, or not those that its class reads.
     """
-    if not any((checkpoint / name).is_file() for name in _VOCABULARIES):
+    found = [name for name in _VOCABULARIES if (checkpoint / name).is_file()]
+    if not found:
         return
     if "auto_map" in _read(work / _CONFIG):  # code of its own reads it, and lies beside it as before
         return
     quiet_transformers()
     tokenizer = load_tokenizer(checkpoint)
+    _check_read(checkpoint, tokenizer, found)
     config = _read(work / _CONFIG)
     if tokenizer.is_fast:
         backend = tokenizer.backend_tokenizer  # pyright: ignore[reportAttributeAccessIssue]
@@ -41,6 +45,16 @@ def write_tokenizer(checkpoint: Path, work: Path) -> None:
     (work / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _check_read(checkpoint: Path, tokenizer: "PreTrainedTokenizerBase", found: list[str]) -> None:
+    """Refuse a vocabulary that the class passes over: it makes a tokenizer that knows no words, in silence."""
+    reads = set(tokenizer.vocab_files_names.values()) | ({"tokenizer.json"} if tokenizer.is_fast else set())
+    if reads.isdisjoint(found):
+        raise UserError(
+            f"{checkpoint}: {type(tokenizer).__name__} of transformers reads {', '.join(sorted(reads))}, not "
+            f"{', '.join(found)}; convert a copy that has the one, as transformers 4 writes it, or neither"
+        )
+
+
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
@@ -48,6 +62,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _config(tokenizer: "PreTrainedTokenizerBase", config: dict[str, Any]) -> dict[str, Any]:
     """What stands beside `tokenizer.json`: settings of the caller's side, and nothing that would change the ids."""
     said = {key: config[key] for key in _KEPT if key in config}
+    if tokenizer.extra_special_tokens and not _EXTRA & said.keys():  # its class has some of its own accord
+        said["additional_special_tokens"] = list(tokenizer.extra_special_tokens)  # as transformers 4 and 5 read it
     return {
         **said,
         **{key: str(token) for key, token in tokenizer.special_tokens_map.items() if isinstance(token, str)},

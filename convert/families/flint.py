@@ -7,6 +7,7 @@ FAMILY = Family(
     known_as="Flint",
     k_norm_scope="shared",
     beside={"softmax_offset": "number"},
+    in_class={"beside_called": {"softmax_offset": "sinks"}},
     no_rope_type="full_attention",
     default_kv_heads=4,
     default_head_dim=128,

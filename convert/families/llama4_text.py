@@ -7,6 +7,7 @@ FAMILY = Family(
     known_as="Llama 4 Scout and Maverick, their language model on its own",
     k_norm_scope="shared",
     k_norm_key="use_qk_norm",
+    k_norm_default=True,
     rotary="interleaved",
     k_norm_turns=True,
     no_rope_key="no_rope_layers",

@@ -26,7 +26,8 @@ _BY_REASON: dict[str, tuple[str, ...]] = {
     ),
     _LATENT: (
         *("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note", "dots3_note_text"),
-        *("glm4_moe_lite", "glm_moe_dsa", "hy_v4", "kimi_linear", "longcat_flash", "minicpm3", "youtu"),
+        *("glm4_moe_lite", "glm_moe_dsa", "hy_v4", "hy_v4_vl", "kimi_k25", "kimi_linear", "longcat_flash"),
+        *("minicpm3", "sarvam_mla", "youtu"),
     ),
     _HYBRID: (
         *("bailing_hybrid", "bamba", "falcon_h1", "granitemoehybrid", "jamba", "lfm2", "lfm2_moe", "lfm3", "minimax"),
@@ -34,13 +35,21 @@ _BY_REASON: dict[str, tuple[str, ...]] = {
         *("qwen4_exp", "qwen4_exp_text", "recurrent_gemma", "zamba", "zamba2"),
     ),
     _NO_ATTENTION: ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"),
-    _UNEQUAL: ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text", "laguna", "mimo_v2_flash"),
-    _CONVOLVED: ("inkling2_text", "inkling_text", "zaya"),
+    _UNEQUAL: (
+        *("deci", "gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text", "laguna", "mimo_v2_flash"),
+        *("nemotron-nas", "openelm"),
+    ),
+    _CONVOLVED: (
+        *("inkling2", "inkling2_loop", "inkling2_loop_text", "inkling2_text", "inkling_mm_model", "inkling_text"),
+        "zaya",
+    ),
     _SHARED: ("gemma3n", "gemma3n_text", "gemma4_assistant", "gemma4_unified_assistant"),
     _WRAPPER.format("qwen3"): ("moss_transcribe_diarize",),
     _PARTS: ("emu3", "fuyu", "git", "mllama", "moshi"),
     "it is several transformers in one, each with K/V heads of its own": ("blt",),
     "its K/V heads have the name dbrx alone gives them (attn_config.kv_n_heads), and it shares 8 already": ("dbrx",),
+    "its layers run several times over, with a cache for every time, so they can't be looked at one by one": ("dory",),
+    "two of five of its layers are recurrent and have no K/V heads, where a merge expects them in all": ("lara_mini",),
     "its heads attend in pairs whose difference is taken; merging K/V heads would break the pairs": ("diffllama",),
     "every K/V head masks by its own values what it looks at, which no merged head could": ("doge",),
     "its query heads are experts over shared K/V heads, which can't be merged further": ("jetmoe",),

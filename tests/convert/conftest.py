@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
-
-from gqa.convert.attention import AttentionWeights
-from gqa.convert.freedom import Freedom
-from gqa.convert.layout import all_tensors, read_layer
-from gqa.convert.plan import ConvertOptions, plan_conversion
-from gqa.convert.positions import Rotation
 
 LEFT_OUT = object()  # a key that the configuration is to go without
 HEADS, HEAD_DIM, HIDDEN, LAYERS, VOCABULARY = 8, 8, 48, 2, 96
@@ -170,6 +162,8 @@ VARIANTS = [
 
 KIN = [
     _variant("apertus", **_NARROW),
+    _variant("apertus1p5_text", **_NARROW),
+    _variant("apertus1p5_text-pruned", "apertus1p5_text", output_vocab_size=90, **_NARROW),
     _variant("arcee"),
     _variant("aria_text", moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1),
     _variant(
@@ -189,6 +183,8 @@ KIN = [
     _variant("ernie4_5"),
     _variant("ernie4_5-bias", "ernie4_5", use_bias=True),
     _variant("ernie4_5_moe", **_EXPERTS, **_NARROW, moe_k=2, moe_num_experts=4, moe_layer_start_index=1),
+    _variant("exaone"),
+    _variant("exaone-bias", "exaone", attention_bias=True),
     _variant("exaone4", sliding_window=4, layer_types=_LOCAL_AND_GLOBAL, **_NARROW),
     _variant("exaone4-global", "exaone4", sliding_window=None, layer_types=["full_attention"] * LAYERS, **_NARROW),
     _variant("exaone_moe", **_EXPERTS, sliding_window=4, layer_types=_LOCAL_AND_GLOBAL, **_NARROW),
@@ -221,11 +217,13 @@ KIN = [
     _variant("phi4_multimodal", **_NARROW, vision_config=_SMALL_EYES, audio_config=_SMALL_EARS),
     _variant("phimoe", num_local_experts=4, num_experts_per_tok=2, **_NARROW),
     _variant("phimoe-bias", "phimoe", num_local_experts=4, num_experts_per_tok=2, attention_bias=True, **_NARROW),
+    _variant("sarvam_moe", **_EXPERTS, n_routed_experts=4, n_shared_experts=1),
+    _variant("sarvam_moe-plain", "sarvam_moe", **_EXPERTS, n_routed_experts=4, attention_bias=True, use_qk_norm=False),
     _variant("seed_oss"),
     _variant("solar_open", **_EXPERTS, n_routed_experts=4),
     _variant("vaultgemma", sliding_window=4),
 ]
-"""families whose attention has the traits of one of VARIANTS, for `test_kin.py`"""
+"""families whose attention has the traits of one of VARIANTS, for `test_kin.py` and `test_free_maps.py`"""
 
 
 @pytest.fixture(params=VARIANTS, ids=lambda variant: variant.name)
@@ -318,93 +316,3 @@ def calibration_text(tmp_path: Path, texts: list[str]) -> Path:
     rows = [{"text": f"{number}: {text}"} for number in range(40) for text in texts]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-def in_the_class(name: str, model: PreTrainedModel) -> str:
-    """A tensor's name in a model's state dict, by its name on disk."""
-    for change in get_model_conversion_mapping(model):
-        if isinstance(change, WeightRenaming):
-            name = change.rename_source_key(name)[0]
-    return name
-
-
-class Layers:
-    """The attention of a checkpoint in canonical shape, and what is free in it."""
-
-    def __init__(self, path: Path) -> None:
-        self.plan = plan_conversion(path, ConvertOptions(groups=1, grouping="similar"))
-        self.freedoms = self.plan.freedoms
-        self.weights = [
-            read_layer(self.plan.family, self.plan.shape, {name: entry.load() for name, entry in layer.items()})
-            for layer in self.plan.attention
-        ]
-
-    def put(self, model: PreTrainedModel, change: Callable[[AttentionWeights, Freedom], AttentionWeights]) -> None:
-        """Every layer, changed, into a stock model of the checkpoint."""
-        for prefix, weights, freedom in zip(self.plan.prefixes, self.weights, self.freedoms, strict=True):
-            tensors = all_tensors(self.plan.family, change(weights, freedom))
-            named = {in_the_class(prefix + name, model): tensor for name, tensor in tensors.items()}
-            assert not model.load_state_dict(named, strict=False).unexpected_keys
-
-
-@pytest.fixture
-def layers_of() -> Callable[[Path], Layers]:
-    return Layers
-
-
-class FreeMaps:
-    """Random changes of float64 layers that a freedom allows: they compute the same afterwards."""
-
-    def __init__(self) -> None:
-        self._generator = torch.Generator().manual_seed(11)
-
-    def draw(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self._generator, dtype=torch.float64)
-
-    def of_keys(self, rotation: Rotation, heads: int) -> Tensor:
-        """A complex number for each rotary pair, any map of what doesn't rotate. [heads, head_dim, head_dim]."""
-        pairs, head_dim = rotation.pairs, len(rotation.order)
-        first, second = rotation.order[:pairs], rotation.order[pairs : 2 * pairs]
-        still = rotation.order[2 * pairs :]
-        maps = torch.zeros(heads, head_dim, head_dim, dtype=torch.float64)
-        for head in maps:
-            real, imaginary = self.draw(2, pairs)
-            head[first, first] = head[second, second] = real
-            head[first, second], head[second, first] = -imaginary, imaginary
-            head[still[:, None], still] = self.draw(len(still), len(still))
-        return maps
-
-    def keys(self, weights: AttentionWeights, maps: Tensor) -> AttentionWeights:
-        """Keys through maps [kv_heads, d, d], which the queries undo."""
-        undone = torch.linalg.inv(maps).mT.repeat_interleave(weights.num_heads // weights.num_kv_heads, dim=0)
-        return replace(
-            weights,
-            k=maps @ weights.k,
-            k_bias=None if weights.k_bias is None else (maps @ weights.k_bias[..., None])[..., 0],
-            q=undone @ weights.q,
-            q_bias=None if weights.q_bias is None else (undone @ weights.q_bias[..., None])[..., 0],
-        )
-
-    def values(self, weights: AttentionWeights, maps: Tensor) -> AttentionWeights:
-        """Values through maps [kv_heads, d, d], which the output projections undo."""
-        undone = torch.linalg.inv(maps).repeat_interleave(weights.num_heads // weights.num_kv_heads, dim=0)
-        return replace(
-            weights,
-            v=maps @ weights.v,
-            v_bias=None if weights.v_bias is None else (maps @ weights.v_bias[..., None])[..., 0],
-            o=weights.o @ undone,
-        )
-
-    def everything(self, weights: AttentionWeights, freedom: Freedom) -> AttentionWeights:
-        """Keys and values, as far as they are free."""
-        heads, head_dim = weights.num_kv_heads, weights.head_dim
-        if freedom.keys == "free":
-            weights = self.keys(weights, self.of_keys(freedom.rotation, heads))
-        if freedom.values == "free":
-            weights = self.values(weights, self.draw(heads, head_dim, head_dim))
-        return weights
-
-
-@pytest.fixture
-def free_maps() -> FreeMaps:
-    return FreeMaps()

@@ -92,6 +92,22 @@ def test_layers_of_different_heads(refuse, checkpoint):
     refuse("-g", 2, checkpoint, says="layers differ in their heads (per_layer_config in config.json)")
 
 
+@pytest.mark.parametrize("key", ["num_key_value_heads", "num_key_value_heads_per_layer", "head_dim"])
+def test_a_list_of_heads_layer_by_layer(refuse, checkpoint, key):
+    edit_config(checkpoint, **{key: [4, 8]})
+    refuse("-g", 2, checkpoint, says=f"layers differ in their heads ({key} in config.json); none is merged")
+    edit_config(checkpoint, model_type="deci")
+    refuse("-g", 2, checkpoint, says="deci can't be converted: its layers differ in their heads")
+
+
+def test_layers_whose_tensors_differ_in_their_heads(refuse, checkpoint):
+    def halved(tensors):
+        tensors[K_PROJ] = tensors[K_PROJ][:32].clone()
+
+    edit_tensors(checkpoint, halved)
+    refuse("-g", 2, checkpoint, says=f"tensor {K_PROJ} has shape [32, 48], but config.json implies [64, 48]")
+
+
 def test_refused_model_type(refuse, checkpoint):
     edit_config(checkpoint, model_type="deepseek_v3")
     refuse("-g", 2, checkpoint, says="deepseek_v3 can't be converted: its attention already caches one small latent")

@@ -8,7 +8,8 @@ from importlib.metadata import version
 from typing import Any
 
 import pytest
-from transformers import CONFIG_MAPPING
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from gqa.convert.errors import UserError
@@ -17,7 +18,7 @@ from gqa.convert.families.rewritten import REWRITTEN
 from gqa.convert.families.wrappers import WRAPPERS
 from gqa.convert.family import all_families, check_supported
 
-RELEASE = "5.23"
+RELEASE = "5.24"
 """of transformers, whose classes have all been looked at"""
 UNEXAMINED: set[str] = set()
 """classes that nobody has looked at yet; a new release may put some here, for a while"""
@@ -76,6 +77,25 @@ def test_a_class_said_to_have_no_setting_has_none(model_type):
 def test_a_class_said_to_cache_a_latent_has_one(model_type):
     text = "dots3_note_text" if model_type == "dots3_note" else model_type
     assert "kv_lora_rank" in fields(text)
+
+
+@pytest.mark.parametrize("model_type", refused_because("pass through a convolution"))
+def test_a_class_said_to_convolve_keys_and_values_does(model_type):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type]())
+    convolved = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Conv1d)]
+    assert any(".self_attn." in name for name in convolved)
+
+
+@pytest.mark.parametrize("model_type", refused_because("several times over"))
+def test_a_class_said_to_run_its_layers_again_has_loops(model_type):
+    assert "n_recurrent_loops" in fields(model_type)
+
+
+@pytest.mark.parametrize("model_type", refused_because("two of five"))
+def test_a_class_said_to_be_recurrent_in_two_layers_of_five_is(model_type):
+    config: Any = CONFIG_MAPPING[model_type]()
+    assert config.layer_types[:5].count("linear_attention") == 2
 
 
 @pytest.mark.parametrize("model_type", refused_because("multimodal"))

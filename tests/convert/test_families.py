@@ -7,6 +7,7 @@ from transformers import AutoConfig
 from gqa.convert.family import all_families, family_for, head_shape
 from gqa.convert.grouping import similar_order
 from gqa.convert.layout import all_tensors, read_layer
+from gqa.convert.limits import limits_of
 from gqa.convert.method import Merge, method_for
 from gqa.convert.moments import Moments
 from gqa.convert.plan import ConvertOptions, plan_conversion
@@ -50,6 +51,24 @@ def test_sizes_left_out_of_a_config_default_as_in_the_class(variant):
     ours = head_shape(family, written)
     assert ours.num_kv_heads == (theirs.num_key_value_heads or theirs.num_attention_heads)
     assert ours.head_dim == (getattr(theirs, "head_dim", None) or 96)
+
+
+@pytest.mark.parametrize("family", [family for family in all_families().values() if family.k_norm_key])
+def test_a_norm_that_a_config_is_silent_on_is_there_as_in_the_class(family):
+    theirs = getattr(AutoConfig.for_model(family.model_type), family.k_norm_key)
+    assert limits_of(family, {}) == limits_of(family, {family.k_norm_key: None})
+    assert limits_of(family, {}) == limits_of(family, {family.k_norm_key: theirs})
+    assert limits_of(family, {}) != limits_of(family, {family.k_norm_key: not theirs})
+
+
+@pytest.mark.parametrize("family", [family for family in all_families().values() if family.spellings])
+def test_other_spellings_of_a_size_are_read_as_by_the_class(family):
+    for other, key in family.spellings.items():
+        sizes = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 8, "num_hidden_layers": 2, key: 4}
+        written = {other if name == key else name: size for name, size in sizes.items()}
+        theirs = AutoConfig.for_model(family.model_type, **written)
+        assert head_shape(family, written) == head_shape(family, sizes)
+        assert getattr(theirs, key) == 4
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])

@@ -73,12 +73,22 @@ def same(one: AttentionWeights, other: AttentionWeights) -> bool:
     return all(torch.equal(part, parts(other)[name]) for name, part in parts(one).items())
 
 
-def test_every_family_gains_from_the_fit_on_text_it_has_not_seen(saved):
-    for layer in fitted(saved):
+def check_gain(path: Path) -> None:
+    for layer in fitted(path):
         assert layer.fit is not None
         assert 0 <= layer.fit.held_out_after < layer.fit.held_out_before, layer.fit
         assert layer.fit.after < layer.fit.before
         assert all(part.isfinite().all() for part in parts(layer.weights).values())
+
+
+def test_every_family_gains_from_the_fit_on_text_it_has_not_seen(saved):
+    check_gain(saved)
+
+
+@pytest.mark.parametrize("name", ["exaone", "flint", "sarvam_moe"])
+def test_so_do_families_whose_class_has_other_names_than_their_files(named, name, tmp_path):
+    named(name).model().float().save_pretrained(tmp_path / "saved")
+    check_gain(tmp_path / "saved")
 
 
 @torch.no_grad()

@@ -147,3 +147,15 @@ def both_models(
 def headless_models(randomised: Callable[..., PreTrainedModel]) -> list[Headless]:
     """All of them."""
     return [replace(variant, randomised=randomised) for variant in HEADLESS]
+
+
+@pytest.fixture
+def saved(headless_named: Callable[[str], Headless], tmp_path: Path) -> Callable[..., Path]:
+    """A checkpoint of the named shape on disk."""
+
+    def save(name: str, dtype: torch.dtype | None = None, **overrides: Any) -> Path:
+        model: Any = headless_named(name).model(**overrides)
+        model.to(dtype or model.dtype).save_pretrained(tmp_path / "ckpt")
+        return tmp_path / "ckpt"
+
+    return save

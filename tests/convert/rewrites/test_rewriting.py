@@ -1,4 +1,4 @@
-"""How a rewrite reads a checkpoint and what it writes: names, rounding, memory, tokenizers, and what it refuses."""
+"""How a rewrite reads a checkpoint and what it writes: names, rounding, memory, and what it refuses."""
 
 import json
 import weakref
@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from gqa.convert.calibration import CalibrationOptions, layer_moments
@@ -27,18 +26,6 @@ from gqa.convert.staged import StagedModel
 from gqa.convert.tensors import TensorEntry
 
 IDS = torch.randint(3, 96, (3, 12), generator=torch.Generator().manual_seed(7))
-
-
-@pytest.fixture
-def saved(headless_named, tmp_path):
-    """A checkpoint of the named shape on disk."""
-
-    def save(name: str, dtype: torch.dtype | None = None, **overrides) -> Path:
-        model = headless_named(name).model(**overrides)
-        model.to(dtype or model.dtype).save_pretrained(tmp_path / "ckpt")
-        return tmp_path / "ckpt"
-
-    return save
 
 
 def edit_config(checkpoint: Path, **changes) -> None:
@@ -318,62 +305,3 @@ def test_the_command_says_what_comes_out_and_the_record_keeps_it(saved):
     assert (json.loads(result.stdout)["rewritten_from"], json.loads(result.stdout)["model_type"]) == (None, "phi")
     result = CliRunner().invoke(app, [str(checkpoint), "--dry-run"])
     assert said.removesuffix(".") + " but for the heads that merge." in result.stdout
-
-
-ODD = "Zwölf  Boxkämpfer\n\n\t jagen 🦊  don't <|endoftext|>x </s>  \u200b１２３ e\u0301"
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
-    made.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<pad>", "</s>", "<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    made.train_from_iterator([ODD * 3], trainer)
-    return made
-
-
-_END = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-
-
-@pytest.mark.parametrize("files", ["tokenizer.json", "vocab.json"])
-@pytest.mark.parametrize(
-    ("name", "config"),
-    [
-        ("gpt2", None),
-        ("gpt2", {"model_max_length": 1024}),
-        ("gpt_neox", {"tokenizer_class": "GPTNeoXTokenizer", "add_prefix_space": False, **_END}),
-        ("gpt_neox-sequential", {"tokenizer_class": "GPTNeoXTokenizer", **_END, "pad_token": "<pad>"}),
-        ("codegen", {"tokenizer_class": "CodeGenTokenizer", "padding_side": "left", **_END}),
-        ("opt", {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True, "bos_token": "</s>", "pad_token": "<pad>"}),
-    ],
-)
-def test_tokenizers_survive_another_model_type(name, config, files, saved, tokenizer, tmp_path):
-    checkpoint = saved(name, vocab_size=300)
-    if files == "vocab.json":
-        tokenizer.model.save(str(checkpoint))
-    else:
-        tokenizer.save(str(checkpoint / "tokenizer.json"))
-    if config is not None:
-        (checkpoint / "tokenizer_config.json").write_text(json.dumps(config))
-    convert(checkpoint, tmp_path / "out", ConvertOptions(groups=1))
-    before, after = AutoTokenizer.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert after(ODD)["input_ids"] == before(ODD)["input_ids"]
-    assert after.decode(after(ODD)["input_ids"]) == before.decode(before(ODD)["input_ids"])
-    assert after.special_tokens_map == before.special_tokens_map
-    assert (after.model_max_length, after.padding_side) == (before.model_max_length, before.padding_side)
-    generation = "generation_config.json"
-    assert (tmp_path / "out" / generation).read_bytes() == (checkpoint / generation).read_bytes()
-
-
-def test_a_damaged_tokenizer_is_a_sentence(saved, tmp_path):
-    checkpoint = saved("gpt2")
-    (checkpoint / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match=r"the tokenizer of .* can't be loaded"):
-        convert(checkpoint, tmp_path / "out", ConvertOptions(groups=1))
-    assert not (tmp_path / "out").exists()

@@ -84,3 +84,25 @@ def test_wide_and_back_is_the_layer(ours, free_maps):
             before, after = (all_tensors(ours.plan.family, layer) for layer in (weights, back))
             for name, tensor in before.items():
                 torch.testing.assert_close(after[name], tensor, rtol=1e-13, atol=1e-14, msg=name)
+
+
+def test_what_is_free_changes_nothing_and_what_is_not_does(kin, layers_of, free_maps, load, logits_of, tmp_path):
+    kin.model(4).save_pretrained(tmp_path)
+    ours, stock = layers_of(tmp_path), load(tmp_path)
+    expected = logits_of(stock)
+
+    def moved(change):
+        ours.put(stock, change)
+        return float((logits_of(stock) - expected).abs().max())
+
+    def everything(weights, freedom):
+        return free_maps.everything(weights, freedom).reordered([2, 0, 3, 1])
+
+    def any_keys(weights, freedom):
+        maps = free_maps.of_keys(freedom.rotation, 4) if freedom.keys != "free" else free_maps.draw(4, 8, 8)
+        return free_maps.keys(weights, maps)
+
+    assert moved(everything) < NOTHING_TO_SEE
+    assert moved(any_keys) > CLEARLY
+    if any(freedom.values != "free" for freedom in ours.freedoms):
+        assert moved(lambda weights, _: free_maps.values(weights, free_maps.draw(4, 8, 8))) > CLEARLY
