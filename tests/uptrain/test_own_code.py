@@ -31,8 +31,11 @@ def test_converted_measured_trained_and_measured_again(make_checkpoint, configur
     assert "auto_map" in json.loads((result.output / "config.json").read_text())
     options = EvalOptions(data=str(data), window=16, dtype="float32", device="cpu")
     before, after, trained = evaluate([source, converted, result.output], options).rows
-    assert (before.cache.measured_bytes, before.cache.agree) == (2 * after.cache.measured_bytes, True)
-    assert (after.cache.num_kv_heads, after.cache.agree) == (2, True)
+    assert (before.result.kv_cache.measured_bytes, before.result.kv_cache.agree) == (
+        2 * after.result.kv_cache.measured_bytes,
+        True,
+    )
+    assert (after.result.kv_cache.num_kv_heads, after.result.kv_cache.agree) == (2, True)
     assert trained.nll.value < after.nll.value
     changed = AutoModelForCausalLM.from_pretrained(result.output).state_dict()
     kept = AutoModelForCausalLM.from_pretrained(converted).state_dict()
