@@ -106,6 +106,8 @@ class GroupedQueryAttention(nn.Module):
         k, v = self._keys_and_values(hidden, key_value_states, cache)
         if causal and (self.backend == "eager" or position_bias is not None or q.shape[2] != k.shape[2]):
             attention_mask, causal = _causal_mask(past, q, k), False  # torch's own is for neither of these
+        if attention_mask is not None:
+            attention_mask = attention_mask[..., : k.shape[2]]  # some versions' masks have room for more
         added = _sum(attention_mask, position_bias)
         attend = self._eager if self.backend == "eager" else self._sdpa
         output, weights = attend(q, k, v, added, causal)

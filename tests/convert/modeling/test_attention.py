@@ -205,6 +205,12 @@ def test_gradients_reach_the_position_bias(backend):
     assert gradcheck(lambda added: module(hidden, position_bias=added)[0], [bias])
 
 
+def test_a_mask_may_have_room_for_keys_to_come():
+    module, hidden = attention(), numbers(BATCH, TOKENS, HIDDEN)
+    mask = torch.ones(TOKENS, TOKENS + 3, dtype=torch.bool).tril()[None, None]
+    close(module(hidden, attention_mask=mask)[0], by_loop(module, hidden, added=future(TOKENS, TOKENS)))
+
+
 @pytest.mark.parametrize("kind", ["for all heads", "for each head", "for each sequence"])
 def test_one_query_with_something_added_reads_every_group_once(kind):
     """No K or V is repeated for it."""
