@@ -50,8 +50,18 @@ class Checkpoint:
         return rewritten(self.rewrite, self.on_disk, entries) if self.rewrite else dict(entries)
 
     def group_choices(self) -> list[int]:
-        """The numbers of KV heads that it can be merged into, ascending."""
-        return [1] if self.family.multi_query_key and self.shape.num_kv_heads > 1 else divisors(self.shape.num_kv_heads)
+        """The numbers of KV heads that it can be merged into, ascending, by this class or one of ours."""
+        return self._fitting() if self.rewrite is None or self.rewrite.own is None else self._divisors()
+
+    def holds(self, groups: int) -> bool:
+        """Whether the family's class holds so many KV heads."""
+        return groups in (*self._fitting(), self.shape.num_kv_heads)
+
+    def _fitting(self) -> list[int]:
+        return [1] if self.family.multi_query_key and self.shape.num_kv_heads > 1 else self._divisors()
+
+    def _divisors(self) -> list[int]:
+        return divisors(self.shape.num_kv_heads)
 
     def check_groups(self, groups: int) -> None:
         """Refuse a number of KV heads that it can't be merged into. A rewrite alone, which merges nothing, is allowed.
@@ -76,16 +86,60 @@ class Checkpoint:
         )
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_for(path: Path, *, groups: int | None, keep_architecture: bool = False) -> Checkpoint:
+    """The checkpoint in `path`, as one of transformers' classes if that can hold it afterwards, and else of ours.
+
+    Args:
+        path: its directory.
+        groups: the KV heads that it is going to have; None: not known yet.
+        keep_architecture: whether the class of ours is wanted anyway.
+
+    Raises:
+        UserError: as `open_checkpoint`; or there is no class of ours, and no need of one.
+    """
+    rewrite = _rewrite_at(path)
+    if keep_architecture:
+        if rewrite is None or rewrite.own is None:
+            raise UserError(_kept_anyway(read_config(path)["model_type"]))
+        return open_checkpoint(path, own_code=True)
+    if rewrite is None or rewrite.own is None or rewrite.target is None:
+        return open_checkpoint(path)
+    try:
+        stock = open_checkpoint(path)
+    except UserError:  # what is wrong with the checkpoint itself is said again
+        return open_checkpoint(path, own_code=True)
+    return stock if groups is None or stock.holds(groups) else open_checkpoint(path, own_code=True)
+
+
+def _kept_anyway(model_type: str) -> str:
+    if model_type in REWRITTEN:
+        becomes = " or ".join(REWRITTEN[model_type].becomes)
+        return (
+            f"there is no code of our own for {model_type}: as a {becomes} it computes the same, in transformers' own "
+            "class; leave --keep-architecture out"
+        )
+    return f"{model_type} keeps its architecture anyway; leave --keep-architecture out"
+
+
+def _rewrite_at(path: Path) -> Rewrite | None:
+    on_disk = read_config(path)
+    check_supported(on_disk)
+    return rewrite_of(on_disk["model_type"]) if on_disk["model_type"] in REWRITTEN else None
+
+
+def open_checkpoint(path: Path, *, own_code: bool = False) -> Checkpoint:
     """The checkpoint in the directory `path`, by its configuration; weights are looked at when they are asked for.
+
+    Args:
+        path: its directory.
+        own_code: whether a rewrite goes into the class of ours where transformers has one too.
 
     Raises:
         UserError: it can't be converted, or its configuration is damaged.
     """
-    on_disk = read_config(path)
-    check_supported(on_disk)
-    model_type = on_disk["model_type"]
-    rewrite = rewrite_of(model_type) if model_type in REWRITTEN else None
+    on_disk, rewrite = read_config(path), _rewrite_at(path)
+    if rewrite and rewrite.own and (own_code or rewrite.target is None):
+        rewrite = rewrite.in_own_code()
     config = rewrite.new_config(on_disk) if rewrite else on_disk
     family, settings = family_for(config), language_settings(path, config)
     return Checkpoint(

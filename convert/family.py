@@ -90,6 +90,8 @@ class Family:
     """configuration key that decides it instead, where the class has either one KV head or as many as query heads"""
     layer_returns_tuple: bool = False
     """whether the class's decoder layer returns its hidden states as the first of several things"""
+    own_code: bool = False
+    """whether its class is one of ours, in `convert/modeling/`, and goes with every checkpoint"""
     refused: Mapping[str, str] = field(default_factory=dict)
     """configuration keys that must not be on, each with the reason"""
     default_kv_heads: int | None = None
@@ -165,7 +167,7 @@ def check_supported(config: Mapping[str, Any]) -> None:
         raise UserError("the checkpoint is quantised (quantization_config in config.json); dequantise it first")
     if unequal := _says_layers_differ(config):
         raise UserError(f"the checkpoint's layers differ in their heads ({unequal} in config.json); none is merged")
-    if config.get("auto_map") and not (model_type in REWRITTEN and REWRITTEN[model_type].own_code):
+    if config.get("auto_map") and not _needs_no_code(model_type):
         raise UserError(
             "the checkpoint brings its own code (auto_map in config.json), which is never run; "
             f"if the stock {model_type} class loads it, remove auto_map from a copy of it and convert that"
@@ -183,6 +185,13 @@ def _says_layers_differ(config: Mapping[str, Any]) -> str | None:
         return "per_layer_config"
     lists = (key for key in (*sorted(_HEADS), _HEADS_BY_LAYER) if isinstance(config.get(key), list))
     return next(lists, None)
+
+
+def _needs_no_code(model_type: str) -> bool:
+    """Whether code that a checkpoint brings can be left alone: another class loads it, or the code is ours."""
+    if model_type in REWRITTEN:
+        return REWRITTEN[model_type].own_code or REWRITTEN[model_type].may_bring_code
+    return model_type in all_families() and all_families()[model_type].own_code
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from gqa.convert.attention import AttentionWeights
 from gqa.convert.calibration import Progress
+from gqa.convert.checkpoint import open_checkpoint
 from gqa.convert.damage import Damage, Gauge
 from gqa.convert.freedom import Freedom, freedom_of
 from gqa.convert.grouping import Similarity
@@ -114,7 +115,7 @@ def forecast(
     shape, methods = plan.shape, tuple(method_names())
     chosen = tuple(sampled_layers(plan) if layers is None else layers)
     groups = tuple(reversed(plan.group_choices))
-    turns = rotations(plan.checkpoint, plan.family, shape)
+    turns = rotations(open_checkpoint(plan.checkpoint, own_code=plan.own_code))
     freedoms = plan.freedoms or [freedom_of(plan.family, plan.settings, turn) for turn in turns]
     found: dict[tuple[str, int], list[Damage]] = {(method, count): [] for count in groups for method in methods}
     measured = None if moments is None else iter(moments)

@@ -6,6 +6,7 @@ attention, parallel branches, scalings and soft caps are the class's own, whatev
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,19 +51,24 @@ class Residual:
 
 
 class _Silence:
-    """Zeros in place of what a module puts out. Mixtures of experts put out their routing beside: one token tells."""
+    """Zeros in place of what a module puts out, or the residual stream where that is added inside the module.
+
+    Mixtures of experts put out their routing beside, and a matrix on its own may have another width: one token tells.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self._forward = module.forward
-        self._beside: tuple[object, ...] | None = None
+        self._form: Tensor | tuple[Any, ...] | None = None
 
-    def __call__(self, hidden: Tensor) -> Tensor | tuple[object, ...]:
-        if self._beside is None:
+    def __call__(self, hidden: Tensor, residual: Tensor | None = None) -> Tensor | tuple[object, ...]:
+        if residual is not None:
+            return residual
+        if self._form is None:
             with torch.no_grad():
-                form = self._forward(hidden[:1, :1].detach())
-            self._beside = form[1:] if isinstance(form, tuple) else ()
-        zeros = torch.zeros_like(hidden)
-        return (zeros, *self._beside) if self._beside else zeros
+                self._form = self._forward((hidden[:1, :1] if hidden.ndim > 2 else hidden[:1]).detach())
+        if isinstance(self._form, tuple):
+            return (torch.zeros_like(hidden), *self._form[1:])
+        return hidden.new_zeros(*hidden.shape[:-1], self._form.shape[-1])
 
 
 def _feeds_forward(child: nn.Module, layer: StagedLayer) -> bool:
