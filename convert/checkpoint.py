@@ -9,8 +9,10 @@ from gqa.convert.derived import Entry
 from gqa.convert.errors import UserError
 from gqa.convert.families.rewritten import REWRITTEN
 from gqa.convert.family import Family, HeadShape, check_supported, family_for, head_shape
+from gqa.convert.places import common_divisors, kv_heads
 from gqa.convert.pretrained import language_settings
-from gqa.convert.rewriting import Rewrite, rewrite_of, rewritten
+from gqa.convert.renaming import Renaming
+from gqa.convert.rewriting import Rewrite, rewrite_of
 from gqa.convert.source import read_config
 from gqa.convert.tensors import read_entries
 
@@ -25,7 +27,7 @@ class Checkpoint:
     path: Path
     on_disk: dict[str, Any]
     """config.json as it stands"""
-    rewrite: Rewrite | None
+    rewrite: Rewrite | Renaming | None
     """how it becomes a checkpoint of `family`; None: it is one"""
     config: dict[str, Any]
     """config.json of `family`'s class"""
@@ -47,19 +49,38 @@ class Checkpoint:
             UserError: the weights are missing or damaged, or don't belong to the configuration.
         """
         entries = {name: entry for name, entry in read_entries(self.path).items() if not name.endswith(COMPUTED)}
-        return rewritten(self.rewrite, self.on_disk, entries) if self.rewrite else dict(entries)
+        return self.rewrite.tensors(self.on_disk, entries) if self.rewrite else dict(entries)
 
-    def group_choices(self) -> list[int]:
-        """The numbers of KV heads that it can be merged into, ascending."""
-        return [1] if self.family.multi_query_key and self.shape.num_kv_heads > 1 else divisors(self.shape.num_kv_heads)
+    def group_choices(self, *, encoder: bool = False) -> list[int]:
+        """The numbers of KV heads that it, and its encoder if asked, can be merged into, ascending.
 
-    def check_groups(self, groups: int) -> None:
+        Raises:
+            UserError: there is no encoder.
+        """
+        if encoder and not self.family.sites:
+            raise UserError(f"{self.on_disk['model_type']} has no encoder; leave --encoder out")
+        counts = kv_heads(self.family, self.settings, encoder=encoder)
+        return [1] if self.family.multi_query_key and max(counts) > 1 else common_divisors(counts)
+
+    def check_calibrated(self) -> None:
+        """Refuse to run text through a model that doesn't go through it layer after layer.
+
+        Raises:
+            UserError: it is an encoder-decoder.
+        """
+        if self.family.sites:
+            raise UserError(
+                f"{self.on_disk['model_type']} is an encoder-decoder, which can't be calibrated, fitted or measured on "
+                "text yet; leave out --calibration, --fit and --groups auto (lowrank needs no data)"
+            )
+
+    def check_groups(self, groups: int, *, encoder: bool = False) -> None:
         """Refuse a number of KV heads that it can't be merged into. A rewrite alone, which merges nothing, is allowed.
 
         Raises:
             UserError: with the numbers that would do.
         """
-        current, fewer = self.shape.num_kv_heads, self.group_choices()
+        current, fewer = self.shape.num_kv_heads, self.group_choices(encoder=encoder)
         allowed = [*fewer, current] if self.rewrite else fewer
         if groups in allowed:
             return
@@ -97,8 +118,3 @@ def open_checkpoint(path: Path) -> Checkpoint:
         family=family,
         shape=head_shape(family, settings),
     )
-
-
-def divisors(kv_heads: int) -> list[int]:
-    """The numbers of groups that so many KV heads can be merged into, ascending."""
-    return [count for count in range(1, kv_heads) if kv_heads % count == 0]

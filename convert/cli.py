@@ -44,6 +44,9 @@ def convert_command(
         str,
         typer.Option(help="Which heads share: contiguous, similar (lose least together), or auto, by the method."),
     ] = "auto",
+    encoder: Annotated[
+        bool, typer.Option("--encoder", help="Of an encoder-decoder: merge the heads of its encoder too.")
+    ] = False,
     calibration: Annotated[
         str | None,
         typer.Option(metavar="DATA", help="Text to measure activations on: a file, a folder, or a dataset's name."),
@@ -137,7 +140,14 @@ def convert_command(
             optional=dry_run,
         )
         fitting = build_options(FitOptions, {"steps": fit_steps, "seed": seed}, "options") if fit else None
-        given = {"method": method, "fit": fitting, "grouping": grouping, "seed": seed, "dtype": dtype}
+        given = {
+            "method": method,
+            "fit": fitting,
+            "grouping": grouping,
+            "encoder": encoder,
+            "seed": seed,
+            "dtype": dtype,
+        }
         options = wish.options(given | {"max_shard_size": max_shard_size})
         silent = quiet or as_json
         console = Console(quiet=silent)

@@ -87,7 +87,8 @@ def _made(plan: Plan, output: Path, progress: Progress) -> AbstractContextManage
 
 def _config(plan: Plan) -> dict[str, Any]:
     converted = converted_wrapper_config if plan.family.homes else converted_config
-    return converted(plan.config, kv_settings(plan.family, plan.options.groups), plan.options.dtype)
+    settings = kv_settings(plan.family, plan.options.groups, encoder=plan.options.encoder)
+    return converted(plan.config, settings, plan.options.dtype)
 
 
 def default_output(checkpoint: str, groups: int) -> Path:
@@ -112,6 +113,7 @@ def conversion_stage(plan: Plan, records: Mapping[int, Mapping[str, object]]) ->
         restrictions=plan.restrictions,
         calibration=plan.options.calibration and asdict(plan.options.calibration),
         fit=plan.options.fit and asdict(plan.options.fit),
+        **({"encoder": plan.options.encoder} if plan.family.sites else {}),
         seed=plan.options.seed,
         dtype=plan.options.dtype,
         num_heads=plan.shape.num_heads,

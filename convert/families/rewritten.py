@@ -16,14 +16,21 @@ class Rewritten(NamedTuple):
 
 REWRITTEN: dict[str, Rewritten] = {
     "baichuan": Rewritten("Baichuan 7B, Baichuan 2 7B", ("llama",), own_code=True),
+    "bart": Rewritten("BART", ("gqa_bart",)),
     "codegen": Rewritten("CodeGen", ("phi",)),
     "gpt2": Rewritten("GPT-2, DistilGPT-2, DialoGPT", ("gpt_bigcode",)),
     "gpt_neo": Rewritten("GPT-Neo, TinyStories", ("gpt_bigcode",)),
     "gpt_neox": Rewritten("GPT-NeoX-20B, Pythia, RedPajama-INCITE", ("phi", "nemotron")),
     "gptj": Rewritten("GPT-J 6B", ("phi",)),
     "internlm": Rewritten("InternLM 7B and 20B", ("llama",), own_code=True),
+    "marian": Rewritten("OPUS-MT", ("gqa_marian",)),
+    "mbart": Rewritten("mBART, mBART-50", ("gqa_mbart",)),
     "minicpm": Rewritten("MiniCPM 1B and 2B", ("llama",), own_code=True),
+    "mt5": Rewritten("mT5", ("gqa_mt5",)),
     "opt": Rewritten("OPT, Galactica", ("gpt_bigcode",)),
+    "pegasus": Rewritten("Pegasus", ("gqa_pegasus",)),
     "qwen": Rewritten("Qwen 1.8B to 72B, the first generation", ("qwen2",), own_code=True),
+    "t5": Rewritten("T5, T5 1.1, FLAN-T5", ("gqa_t5",)),
+    "whisper": Rewritten("Whisper", ("gqa_whisper",)),
     "xglm": Rewritten("XGLM", ("gpt_bigcode",)),
 }
