@@ -17,8 +17,8 @@ from gqa.convert.grouping import Similarity
 from gqa.convert.merging import load_layer
 from gqa.convert.method import Merge, method_for, method_names, traits_of
 from gqa.convert.moments import Moments
-from gqa.convert.plan import Plan
 from gqa.convert.places import freedoms_of
+from gqa.convert.plan import Plan
 
 _WORK = 2e11  # of all layers looked at, in cubes of the hidden size: a minute or two on a laptop
 _LEAST_LAYERS = 3

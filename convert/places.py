@@ -1,4 +1,4 @@
-"""The attentions of a checkpoint one by one: one a layer, or, in an encoder-decoder, one for every site of its layers."""
+"""The attentions of a checkpoint one by one: one a layer, or in an encoder-decoder one for each site of its layers."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

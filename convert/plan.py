@@ -167,8 +167,8 @@ class Plan:
     def _heads_that_stay(self) -> Iterator[str]:
         staying = [place for place, freedom in zip(self.places, self.freedoms, strict=True) if not freedom.heads_move]
         for site in dict.fromkeys(place.site for place in staying):
-            where = f"in {site.name} " if site else ""
-            yield f"positions bias every head {where}in its own way, so heads stay where they are{' there' * bool(site)}"
+            where, there = (f" in {site.name}", " there") if site else ("", "")
+            yield f"positions bias every head{where} in its own way, so heads stay where they are{there}"
 
     @property
     def rewriting(self) -> str | None:

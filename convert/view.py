@@ -87,7 +87,7 @@ def _cache_bytes(layer: LayerPlan) -> tuple[int, int]:
     return layer.cache_bytes_before, layer.cache_bytes_after
 
 
-def _but_number(layer: LayerPlan) -> tuple[str | None | int, ...]:
+def _but_number(layer: LayerPlan) -> tuple[str | int | None, ...]:
     return (
         layer.site,
         layer.num_heads,

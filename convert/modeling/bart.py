@@ -1,30 +1,37 @@
-"""BART, with shared heads."""
+"""BART, with shared heads: transformers' own model, its attention exchanged."""
 
-from transformers.models.bart.configuration_bart import BartConfig
-from transformers.models.bart.modeling_bart import BartAttention, BartForConditionalGeneration, BartModel
+from transformers import BartConfig, BartForConditionalGeneration, BartModel
+from transformers.models.bart.modeling_bart import BartAttention
 
 from gqa.convert.modeling.bart_kin import BartKinAttention, BartKinConfig, BartKinModel
 
 
-class GqaBartConfig(BartKinConfig, BartConfig):
+class GQABartConfig(BartKinConfig, BartConfig):
     """The stock configuration, and the numbers of KV heads."""
 
     model_type = "gqa_bart"
 
 
-class GqaBartAttention(BartKinAttention, BartAttention):
-    """Shared heads, recorded as the stock attention is."""
+class GQABartAttention(BartKinAttention, BartAttention):
+    """The stock attention's calls, answered by shared heads."""
 
 
-class GqaBartModel(BartKinModel, BartModel):
+class GQABartModel(BartKinModel, BartModel):
     """The encoder and the decoder."""
 
-    config_class = GqaBartConfig
-    attention = GqaBartAttention
+    config_class = GQABartConfig
+    attention = GQABartAttention
 
 
-class GqaBartForConditionalGeneration(BartKinModel, BartForConditionalGeneration):
-    """The same with what makes text of it."""
+class GQABartForConditionalGeneration(BartKinModel, BartForConditionalGeneration):
+    """The same as a language model of the output."""
 
-    config_class = GqaBartConfig
-    attention = GqaBartAttention
+    config_class = GQABartConfig
+    attention = GQABartAttention
+
+
+AUTO = {
+    "AutoConfig": GQABartConfig,
+    "AutoModel": GQABartModel,
+    "AutoModelForSeq2SeqLM": GQABartForConditionalGeneration,
+}

@@ -1,30 +1,37 @@
-"""Marian, of OPUS-MT, with shared heads."""
+"""Marian, the models of OPUS-MT, with shared heads: transformers' own model, its attention exchanged."""
 
-from transformers.models.marian.configuration_marian import MarianConfig
-from transformers.models.marian.modeling_marian import MarianAttention, MarianMTModel, MarianModel
+from transformers import MarianConfig, MarianModel, MarianMTModel
+from transformers.models.marian.modeling_marian import MarianAttention
 
 from gqa.convert.modeling.bart_kin import BartKinAttention, BartKinConfig, BartKinModel
 
 
-class GqaMarianConfig(BartKinConfig, MarianConfig):
+class GQAMarianConfig(BartKinConfig, MarianConfig):
     """The stock configuration, and the numbers of KV heads."""
 
     model_type = "gqa_marian"
 
 
-class GqaMarianAttention(BartKinAttention, MarianAttention):
-    """Shared heads, recorded as the stock attention is."""
+class GQAMarianAttention(BartKinAttention, MarianAttention):
+    """The stock attention's calls, answered by shared heads."""
 
 
-class GqaMarianModel(BartKinModel, MarianModel):
+class GQAMarianModel(BartKinModel, MarianModel):
     """The encoder and the decoder."""
 
-    config_class = GqaMarianConfig
-    attention = GqaMarianAttention
+    config_class = GQAMarianConfig
+    attention = GQAMarianAttention
 
 
-class GqaMarianMTModel(BartKinModel, MarianMTModel):
-    """The same with what makes text of it."""
+class GQAMarianMTModel(BartKinModel, MarianMTModel):
+    """The same as a language model of the output."""
 
-    config_class = GqaMarianConfig
-    attention = GqaMarianAttention
+    config_class = GQAMarianConfig
+    attention = GQAMarianAttention
+
+
+AUTO = {
+    "AutoConfig": GQAMarianConfig,
+    "AutoModel": GQAMarianModel,
+    "AutoModelForSeq2SeqLM": GQAMarianMTModel,
+}

@@ -1,30 +1,37 @@
-"""mBART, with shared heads."""
+"""mBART, with shared heads: transformers' own model, its attention exchanged."""
 
-from transformers.models.mbart.configuration_mbart import MBartConfig
-from transformers.models.mbart.modeling_mbart import MBartAttention, MBartForConditionalGeneration, MBartModel
+from transformers import MBartConfig, MBartForConditionalGeneration, MBartModel
+from transformers.models.mbart.modeling_mbart import MBartAttention
 
 from gqa.convert.modeling.bart_kin import BartKinAttention, BartKinConfig, BartKinModel
 
 
-class GqaMBartConfig(BartKinConfig, MBartConfig):
+class GQAMBartConfig(BartKinConfig, MBartConfig):
     """The stock configuration, and the numbers of KV heads."""
 
     model_type = "gqa_mbart"
 
 
-class GqaMBartAttention(BartKinAttention, MBartAttention):
-    """Shared heads, recorded as the stock attention is."""
+class GQAMBartAttention(BartKinAttention, MBartAttention):
+    """The stock attention's calls, answered by shared heads."""
 
 
-class GqaMBartModel(BartKinModel, MBartModel):
+class GQAMBartModel(BartKinModel, MBartModel):
     """The encoder and the decoder."""
 
-    config_class = GqaMBartConfig
-    attention = GqaMBartAttention
+    config_class = GQAMBartConfig
+    attention = GQAMBartAttention
 
 
-class GqaMBartForConditionalGeneration(BartKinModel, MBartForConditionalGeneration):
-    """The same with what makes text of it."""
+class GQAMBartForConditionalGeneration(BartKinModel, MBartForConditionalGeneration):
+    """The same as a language model of the output."""
 
-    config_class = GqaMBartConfig
-    attention = GqaMBartAttention
+    config_class = GQAMBartConfig
+    attention = GQAMBartAttention
+
+
+AUTO = {
+    "AutoConfig": GQAMBartConfig,
+    "AutoModel": GQAMBartModel,
+    "AutoModelForSeq2SeqLM": GQAMBartForConditionalGeneration,
+}

@@ -1,30 +1,37 @@
-"""Pegasus, with shared heads."""
+"""Pegasus, with shared heads: transformers' own model, its attention exchanged."""
 
-from transformers.models.pegasus.configuration_pegasus import PegasusConfig
-from transformers.models.pegasus.modeling_pegasus import PegasusAttention, PegasusForConditionalGeneration, PegasusModel
+from transformers import PegasusConfig, PegasusForConditionalGeneration, PegasusModel
+from transformers.models.pegasus.modeling_pegasus import PegasusAttention
 
 from gqa.convert.modeling.bart_kin import BartKinAttention, BartKinConfig, BartKinModel
 
 
-class GqaPegasusConfig(BartKinConfig, PegasusConfig):
+class GQAPegasusConfig(BartKinConfig, PegasusConfig):
     """The stock configuration, and the numbers of KV heads."""
 
     model_type = "gqa_pegasus"
 
 
-class GqaPegasusAttention(BartKinAttention, PegasusAttention):
-    """Shared heads, recorded as the stock attention is."""
+class GQAPegasusAttention(BartKinAttention, PegasusAttention):
+    """The stock attention's calls, answered by shared heads."""
 
 
-class GqaPegasusModel(BartKinModel, PegasusModel):
+class GQAPegasusModel(BartKinModel, PegasusModel):
     """The encoder and the decoder."""
 
-    config_class = GqaPegasusConfig
-    attention = GqaPegasusAttention
+    config_class = GQAPegasusConfig
+    attention = GQAPegasusAttention
 
 
-class GqaPegasusForConditionalGeneration(BartKinModel, PegasusForConditionalGeneration):
-    """The same with what makes text of it."""
+class GQAPegasusForConditionalGeneration(BartKinModel, PegasusForConditionalGeneration):
+    """The same as a language model of the output."""
 
-    config_class = GqaPegasusConfig
-    attention = GqaPegasusAttention
+    config_class = GQAPegasusConfig
+    attention = GQAPegasusAttention
+
+
+AUTO = {
+    "AutoConfig": GQAPegasusConfig,
+    "AutoModel": GQAPegasusModel,
+    "AutoModelForSeq2SeqLM": GQAPegasusForConditionalGeneration,
+}

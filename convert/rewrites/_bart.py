@@ -17,7 +17,7 @@ def renaming(model_type: str, *classes: str, layers: int, heads: int, width: int
     return Renaming(
         model_type=model_type,
         becomes=f"gqa_{model_type}",
-        architectures={name: f"Gqa{name}" for name in classes},
+        architectures={name: f"GQA{name}" for name in classes},
         attentions=("self_attn", "encoder_attn"),
         modules={"out_proj": "o_proj"},
         sizes={

@@ -16,7 +16,7 @@ def renaming(model_type: str, prefix: str, *, layers: int, heads: int) -> Renami
     return Renaming(
         model_type=model_type,
         becomes=f"gqa_{model_type}",
-        architectures={name: f"Gqa{name}" for name in classes},
+        architectures={name: f"GQA{name}" for name in classes},
         attentions=("SelfAttention", "EncDecAttention"),
         modules={letter: f"{letter}_proj" for letter in "qkvo"},
         sizes={
