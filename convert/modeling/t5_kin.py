@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
-from transformers.models.t5.modeling_t5 import T5Attention
+from transformers.models.t5.configuration_t5 import T5Config
+from transformers.models.t5.modeling_t5 import T5Attention, T5Stack
 
 from gqa.convert.modeling.encoder_decoder import SharedHeads, StockAttention
 
@@ -46,6 +46,15 @@ class GQAT5Attention(StockAttention):
             nn.Embedding(config.relative_attention_num_buckets, config.num_heads) if biased else None
         )
 
+    def begin(self) -> None:
+        """Draw weights as the stock model's: scores are not scaled, so queries are small from the start."""
+        factor, width = self.config.initializer_factor, self.config.d_model
+        spreads = {"q": width * self.head_dim, "k": width, "v": width, "o": self.num_heads * self.head_dim}
+        for letter, spread in spreads.items():
+            nn.init.normal_(getattr(self, f"{letter}_proj").weight, std=factor * spread**-0.5)
+        if self.relative_attention_bias is not None:
+            nn.init.normal_(self.relative_attention_bias.weight, std=factor * width**-0.5)
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -78,35 +87,38 @@ class GQAT5Attention(StockAttention):
         return self.compute_bias(queries, keys, past_seen_tokens=past)
 
 
+class GQAT5Stack(T5Stack):
+    """An encoder or a decoder, of mT5 too."""
+
+    config_class = T5Config
+    _supports_flex_attn = False
+
+    def __init__(self, config: Any) -> None:
+        """The stock stack, and then its attentions anew."""
+        super().__init__(config)
+        in_encoder = not config.is_decoder
+        for number, block in enumerate(self.block):
+            layers: Any = block.layer
+            layers[0].SelfAttention = GQAT5Attention(
+                config, layer_idx=number, in_encoder=in_encoder, biased=number == 0, causal=not in_encoder
+            )
+            if not in_encoder:
+                layers[1].EncDecAttention = GQAT5Attention(config, layer_idx=number, in_encoder=False, biased=False)
+        self.post_init()
+        for module in self.modules():  # after the stock classes, which know their own attention alone
+            if isinstance(module, GQAT5Attention):
+                module.begin()
+
+
 class T5KinModel:
-    """Mixed into a stock model, it puts our attention in the place of the model's own."""
+    """Mixed into a stock model, it puts stacks of ours in the place of the model's own."""
 
     _supports_flex_attn: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
-        """The stock model, and then its attentions anew."""
+        """The stock model, and then its stacks anew."""
         super().__init__(config)  # pyright: ignore[reportCallIssue]
         model: Any = self
-        for stack, in_encoder in ((model.encoder, True), (model.decoder, False)):
-            for number, block in enumerate(stack.block):
-                block.layer[0].SelfAttention = GQAT5Attention(
-                    config, layer_idx=number, in_encoder=in_encoder, biased=number == 0, causal=not in_encoder
-                )
-                if not in_encoder:
-                    block.layer[1].EncDecAttention = GQAT5Attention(
-                        config, layer_idx=number, in_encoder=False, biased=False
-                    )
+        for side in ("encoder", "decoder"):
+            setattr(model, side, GQAT5Stack(getattr(model, side).config))
         model.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """As the stock classes begin: scores are not scaled, so queries are small from the start."""
-        super()._init_weights(module)  # pyright: ignore[reportAttributeAccessIssue]
-        if not isinstance(module, GQAT5Attention):
-            return
-        factor, width = module.config.initializer_factor, module.config.d_model
-        spreads = {"q": width * module.head_dim, "k": width, "v": width, "o": module.num_heads * module.head_dim}
-        for letter, spread in spreads.items():
-            nn.init.normal_(getattr(module, f"{letter}_proj").weight, std=factor * spread**-0.5)
-        if module.relative_attention_bias is not None:
-            nn.init.normal_(module.relative_attention_bias.weight, std=factor * width**-0.5)
