@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
 Backend = Literal["eager", "sdpa", "flash"]
@@ -188,3 +189,9 @@ def _sum(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
     if mask.dtype == torch.bool:
         return bias.masked_fill(~mask, lowest)
     return (bias + mask).clamp_min(lowest)  # rows of padding alone must not become nothing but infinities
+
+
+def backend_of(config: PretrainedConfig) -> Backend:
+    """How a model of ours attends: as its `attention_backend` says, and otherwise its `attn_implementation`."""
+    chosen = getattr(config, "attention_backend", None)
+    return chosen or ("eager" if config._attn_implementation == "eager" else "sdpa")
