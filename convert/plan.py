@@ -165,10 +165,13 @@ class Plan:
         return restrictions
 
     def _heads_that_stay(self) -> Iterator[str]:
-        staying = [place for place, freedom in zip(self.places, self.freedoms, strict=True) if not freedom.heads_move]
-        for site in dict.fromkeys(place.site for place in staying):
-            where, there = (f" in {site.name}", " there") if site else ("", "")
-            yield f"positions bias every head{where} in its own way, so heads stay where they are{there}"
+        """One sentence or none."""
+        freedoms = zip(self.places, self.freedoms, strict=True)
+        staying = [place.site.name if place.site else "" for place, freedom in freedoms if not freedom.heads_move]
+        if staying:
+            sites = ", ".join(filter(None, dict.fromkeys(staying)))
+            where = f" ({sites})" if sites else ""
+            yield f"positions bias every head in its own way, so heads stay where they are{where}"
 
     @property
     def rewriting(self) -> str | None:

@@ -15,8 +15,10 @@ from gqa.convert.family import kv_settings
 from gqa.convert.ondemand import MergedLayers
 from gqa.convert.plan import ConvertOptions, Plan, plan_conversion
 from gqa.convert.provenance import new_stage, read_stages, write_stages
+from gqa.convert.renaming import Renaming
+from gqa.convert.rewriting import rewrite_of
 from gqa.convert.sidefiles import copy_side_files, write_config
-from gqa.convert.tokenizer import write_tokenizer
+from gqa.convert.tokenizer import name_tokenizer, write_tokenizer
 from gqa.convert.writer import Advance, plan_shards, write_shards
 
 
@@ -73,7 +75,7 @@ def write_conversion(
     with disk_errors(output), atomic_directory(output, overwrite=overwrite) as work:
         copy_side_files(plan.checkpoint, work)
         if plan.rewritten_from:
-            write_tokenizer(plan.checkpoint, work)
+            _write_tokenizer(plan, work)
         with _made(plan, output, progress) if layers is None else nullcontext(layers) as made:
             write_shards(work, plan_shards(plan.tensors, plan.options.max_shard_bytes), made.take, advance)
         write_config(work, _config(plan))
@@ -83,6 +85,15 @@ def write_conversion(
 def _made(plan: Plan, output: Path, progress: Progress) -> AbstractContextManager[LayerStore | MergedLayers]:
     """The plan's layers: made ahead where they need calibration, and otherwise when they are asked for."""
     return layers_ahead(plan, output, progress) if plan.options.calibration else MergedLayers(plan)
+
+
+def _write_tokenizer(plan: Plan, work: Path) -> None:
+    assert plan.rewritten_from
+    rewrite = rewrite_of(plan.rewritten_from)
+    if isinstance(rewrite, Renaming):
+        name_tokenizer(plan.config, work, rewrite.tokenizer)
+    else:
+        write_tokenizer(plan.checkpoint, work)
 
 
 def _config(plan: Plan) -> dict[str, Any]:

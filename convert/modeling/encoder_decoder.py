@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from gqa.convert.modeling.attention import GroupedQueryAttention
+from gqa.convert.modeling.attention import GroupedQueryAttention, backend_of
 
 
 @dataclass(kw_only=True)
@@ -20,6 +20,8 @@ class SharedHeads:
     """KV heads of the decoder's self- and cross-attention (default: as many as query heads)"""
     encoder_num_key_value_heads: int | None = None
     """KV heads of the encoder (default: as many as query heads)"""
+    attention_backend: str | None = None
+    """"eager", "sdpa" or "flash", whatever attn_implementation says"""
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)  # pyright: ignore[reportAttributeAccessIssue]
@@ -50,7 +52,7 @@ class StockAttention(GroupedQueryAttention):
         position_bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """What the stock attention would give with as many heads: the output, and the weights if it is eager."""
-        self.backend = "eager" if self.config._attn_implementation == "eager" else "sdpa"
+        self.backend = backend_of(self.config)
         return super().forward(
             hidden_states,
             key_value_states=key_value_states,
