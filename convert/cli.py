@@ -69,6 +69,10 @@ def convert_command(
     dtype: Annotated[
         str | None, typer.Option(help="Cast the weights: float32, float16 or bfloat16.  [default: as they are]")
     ] = None,
+    keep_architecture: Annotated[
+        bool,
+        typer.Option("--keep-architecture", help="Our own code where a class of transformers' would do, rewritten."),
+    ] = False,
     max_shard_size: Annotated[str, typer.Option(help="Upper bound of a weight file.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
     dry_run: Annotated[
@@ -85,8 +89,9 @@ def convert_command(
 ) -> None:
     """Merge the K/V heads of a checkpoint into groups: multi-head in, grouped-query out.
 
-    The output loads with stock transformers. The input is never modified, no model is built and no code of the
-    checkpoint is run; a 70B checkpoint needs the memory of one layer's attention.
+    The output loads with stock transformers, or brings the one file of code that it needs. The input is never
+    modified, no model is built and no code of the checkpoint is run; a 70B checkpoint needs the memory of one layer's
+    attention.
 
     \b
     Examples:
@@ -147,8 +152,10 @@ def convert_command(
             "encoder": encoder,
             "seed": seed,
             "dtype": dtype,
+            "keep_architecture": keep_architecture,
+            "max_shard_size": max_shard_size,
         }
-        options = wish.options(given | {"max_shard_size": max_shard_size})
+        options = wish.options(given)
         silent = quiet or as_json
         console = Console(quiet=silent)
 

@@ -105,6 +105,8 @@ class Family:
     """configuration key that decides it instead, where the class has either one KV head or as many as query heads"""
     layer_returns_tuple: bool = False
     """whether the class's decoder layer returns its hidden states as the first of several things"""
+    own_code: bool = False
+    """whether its class is one of ours, in `convert/modeling/`, and goes with every checkpoint"""
     refused: Mapping[str, str] = field(default_factory=dict)
     """configuration keys that must not be on, each with the reason"""
     default_kv_heads: int | None = None
@@ -113,6 +115,10 @@ class Family:
     """head dim when the configuration has no `head_dim` (None: hidden_size / num_attention_heads)"""
     reads_head_dim: bool = True
     """whether the class honours `head_dim` in the configuration"""
+
+    def chosen_sites(self, *, encoder: bool) -> list[Site]:
+        """The sites whose heads merge, the encoder's if asked; none where there is but one attention a layer."""
+        return [site for site in self.sites if encoder or not site.in_encoder]
 
     def at(self, site: Site) -> "Family":
         """The family as if it had nothing but the attention at `site`."""
@@ -187,7 +193,7 @@ def check_supported(config: Mapping[str, Any]) -> None:
         raise UserError(
             "the checkpoint's layers differ in their heads (per_layer_config in config.json); none is merged"
         )
-    if config.get("auto_map") and not (model_type in REWRITTEN and REWRITTEN[model_type].own_code):
+    if config.get("auto_map") and not _needs_no_code(model_type):
         raise UserError(
             "the checkpoint brings its own code (auto_map in config.json), which is never run; "
             f"if the stock {model_type} class loads it, remove auto_map from a copy of it and convert that"
@@ -197,6 +203,13 @@ def check_supported(config: Mapping[str, Any]) -> None:
         check_supported(inner)
         if inner["model_type"] not in all_families():
             raise UserError(f"a {inner['model_type']} inside a {model_type} can't be converted; save it on its own")
+
+
+def _needs_no_code(model_type: str) -> bool:
+    """Whether code that a checkpoint brings can be left alone: another class loads it, or the code is ours."""
+    if model_type in REWRITTEN:
+        return REWRITTEN[model_type].own_code or REWRITTEN[model_type].may_bring_code
+    return model_type in all_families() and all_families()[model_type].own_code
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,9 +256,8 @@ def head_shape(family: Family, config: Mapping[str, Any]) -> HeadShape:
 
 def kv_settings(family: Family, num_kv_heads: int, *, encoder: bool = False) -> dict[str, Any]:
     """The configuration keys that make the family's class build so many KV heads; in the encoder too, if asked."""
-    sites = [site for site in family.sites if encoder or not site.in_encoder]
-    if sites:
-        return {site.kv_heads_key: num_kv_heads for site in sites}
+    if family.sites:
+        return {site.kv_heads_key: num_kv_heads for site in family.chosen_sites(encoder=encoder)}
     settings: dict[str, Any] = {family.kv_heads_key: num_kv_heads}
     if family.multi_query_key:
         settings[family.multi_query_key] = num_kv_heads == 1

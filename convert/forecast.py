@@ -11,6 +11,7 @@ from typing import Any
 
 from gqa.convert.attention import AttentionWeights
 from gqa.convert.calibration import Progress
+from gqa.convert.checkpoint import open_checkpoint
 from gqa.convert.damage import Damage, Gauge
 from gqa.convert.freedom import Freedom
 from gqa.convert.grouping import Similarity
@@ -117,7 +118,7 @@ def forecast(
     shape, methods = plan.shape, tuple(method_names())
     chosen = tuple(sampled_layers(plan) if layers is None else layers)
     groups = tuple(reversed(plan.group_choices))
-    freedoms = plan.freedoms or freedoms_of(plan.checkpoint, plan.family, plan.settings, plan.places, shape)
+    freedoms = plan.freedoms or freedoms_of(open_checkpoint(plan.checkpoint, own_code=plan.own_code), plan.places)
     found: dict[tuple[str, int], list[Damage]] = {(method, count): [] for count in groups for method in methods}
     measured = None if moments is None else iter(moments)
     for position, layer in enumerate(chosen):

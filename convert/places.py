@@ -1,11 +1,10 @@
 """The attentions of a checkpoint one by one: one a layer, or in an encoder-decoder one for each site of its layers."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from gqa.convert.checkpoint import Checkpoint
 from gqa.convert.errors import UserError
 from gqa.convert.family import Family, HeadShape, Site, head_shape
 from gqa.convert.freedom import Freedom, freedom_of
@@ -52,7 +51,7 @@ def places(family: Family, config: Mapping[str, Any], names: set[str], *, encode
         UserError: a size is wrong, or the checkpoint has more layers than its configuration says.
     """
     found: list[Place] = []
-    for site in _chosen(family, encoder=encoder) or [None]:
+    for site in family.chosen_sites(encoder=encoder) or [None]:
         there = family.at(site) if site else family
         shape = head_shape(there, config)
         _check_layer_count(there, shape, names)
@@ -62,34 +61,17 @@ def places(family: Family, config: Mapping[str, Any], names: set[str], *, encode
     return found
 
 
-def kv_heads(family: Family, config: Mapping[str, Any], *, encoder: bool) -> list[int]:
-    """The numbers of KV heads of the attentions that are merged: one for each site."""
-    sites = _chosen(family, encoder=encoder)
-    return [head_shape(family.at(site) if site else family, config).num_kv_heads for site in sites or [None]]
-
-
-def common_divisors(counts: Sequence[int]) -> list[int]:
-    """The numbers of groups that each of `counts` KV heads can be merged into, at least one of them anew, ascending."""
-    common = math.gcd(*counts)
-    return [count for count in range(1, common + 1) if common % count == 0 and count < max(counts)]
-
-
-def freedoms_of(
-    checkpoint: Path, family: Family, config: Mapping[str, Any], found: Iterable[Place], shape: HeadShape
-) -> list[Freedom]:
+def freedoms_of(opened: Checkpoint, found: Iterable[Place]) -> list[Freedom]:
     """What may be changed in every attention.
 
     Raises:
         UserError: the configuration doesn't fit transformers' class.
     """
+    family, config = opened.family, opened.settings
     if not family.sites:
-        return [freedom_of(family, config, turn) for turn in rotations(checkpoint, family, shape)]
+        return [freedom_of(family, config, turn) for turn in rotations(opened)]
     assert family.rotary == "none"
     return [freedom_of(place.family, config, Rotation.none(place.shape.head_dim)) for place in found]
-
-
-def _chosen(family: Family, *, encoder: bool) -> list[Site]:
-    return [site for site in family.sites if encoder or not site.in_encoder]
 
 
 def _check_layer_count(family: Family, shape: HeadShape, names: set[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from gqa.convert.calibration import CalibrationOptions
-from gqa.convert.checkpoint import open_checkpoint
+from gqa.convert.checkpoint import open_for
 from gqa.convert.derived import DerivedEntry, Entry
 from gqa.convert.errors import UserError, did_you_mean
 from gqa.convert.families.rewritten import REWRITTEN
@@ -49,6 +49,9 @@ class ConvertOptions:
     """for methods that draw random numbers"""
     calibration: CalibrationOptions | None = None
     """text to measure what enters the projections on; None: nothing is measured"""
+    keep_architecture: bool = False
+    """have the output in our own code, its class the checkpoint's own but for attention, where otherwise one of
+    transformers' classes would hold it rewritten"""
     fit: FitOptions | None = None
     """fit every layer to the calibration text after merging it; None: keep what merging gives"""
     dtype: str | None = None
@@ -153,6 +156,11 @@ class Plan:
         return [place.prefix for place in self.places]
 
     @property
+    def own_code(self) -> bool:
+        """Whether the output's class is one of ours."""
+        return self.family.own_code
+
+    @property
     def total_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors)
 
@@ -178,11 +186,18 @@ class Plan:
         """A sentence on the class that the output is of, where it is not the checkpoint's."""
         if self.rewritten_from is None:
             return None
-        merges = self.options.groups < self.shape.num_kv_heads
+        but = " but for the heads that merge" if self.options.groups < self.shape.num_kv_heads else ""
+        if self.own_code:
+            model_type = self.family.model_type
+            return (
+                f"{self.rewritten_from} has no KV heads in transformers; the output is a {model_type} checkpoint, the "
+                f"same{but} in our own code, which goes with it (modeling_{model_type}.py): it loads where gqa is "
+                "installed, and with trust_remote_code=True elsewhere."
+            )
         what = "class" if REWRITTEN[self.rewritten_from].own_code else "KV heads"
         return (
             f"{self.rewritten_from} has no {what} in transformers; the output is a {self.family.model_type} "
-            f"checkpoint, equal up to rounding{' but for the heads that merge' if merges else ''}."
+            f"checkpoint, equal up to rounding{but}."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -191,6 +206,7 @@ class Plan:
             "checkpoint": str(self.checkpoint),
             "model_type": self.family.model_type,
             "rewritten_from": self.rewritten_from,
+            "own_code": self.own_code,
             "method": self.options.method,
             "grouping": "similar" if self.options.moves_heads else "contiguous",
             "restrictions": self.restrictions,
@@ -216,7 +232,7 @@ def plan_conversion(checkpoint: Path, options: ConvertOptions) -> Plan:
     Raises:
         UserError: anything about the checkpoint or the options that makes the conversion impossible.
     """
-    opened = open_checkpoint(checkpoint)
+    opened = open_for(checkpoint, groups=options.groups, keep_architecture=options.keep_architecture)
     config, family, shape = opened.config, opened.family, opened.shape
     opened.check_groups(options.groups, encoder=options.encoder)
     if options.calibration:
@@ -225,7 +241,7 @@ def plan_conversion(checkpoint: Path, options: ConvertOptions) -> Plan:
     found = places(family, opened.settings, set(entries), encoder=options.encoder)
     attention = [_attention(place, entries) for place in found]
     _check_attention(found, attention)
-    freedoms = freedoms_of(checkpoint, family, opened.settings, found, shape) if options.rewrites_queries else []
+    freedoms = freedoms_of(opened, found) if options.rewrites_queries else []
     merged = [_merged(place, layer, options) for place, layer in zip(found, attention, strict=True)]
     return Plan(
         checkpoint=checkpoint,

@@ -63,6 +63,8 @@ class Preview:
             words.append("--encoder")
         if self.calibration and (options.fit or traits_of(self.method).uses_moments):
             words += _calibration_words(self.calibration, fit=options.fit)
+        if options.keep_architecture:
+            words.append("--keep-architecture")
         if options.dtype:
             words += ["--dtype", options.dtype]
         return shlex.join(words)
@@ -115,4 +117,4 @@ def preview(choice: Choice, wish: Wish, *, every_layer: bool, progress: Progress
 def _measured(plan: Plan, calibration: CalibrationOptions, progress: Progress) -> Iterator[tuple[int, Moments]]:
     quiet_transformers()
     windows, _ = calibration_windows(plan.checkpoint, calibration)
-    yield from layer_moments(stage(plan.checkpoint, calibration), windows, progress=progress)
+    yield from layer_moments(stage(plan.checkpoint, calibration, own_code=plan.own_code), windows, progress=progress)

@@ -37,6 +37,18 @@ class Renaming:
     computed: tuple[str, ...] = ()
     """endings of tensors that old checkpoints carry and the class has no use for"""
 
+    target: None = None
+    """as in `Rewrite`: no class of transformers' holds the model"""
+
+    @property
+    def own(self) -> "Renaming":
+        """As in `Rewrite`: the class of ours holds it, always."""
+        return self
+
+    def in_own_code(self) -> "Renaming":
+        """As in `Rewrite`."""
+        return self
+
     def new_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """config.json of the class of ours: all that it says, and every size said outright.
 

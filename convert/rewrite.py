@@ -12,6 +12,7 @@ from gqa.convert.calibration import Progress
 from gqa.convert.config import converted_config, converted_wrapper_config
 from gqa.convert.directory import atomic_directory, check_output, check_space, disk_errors
 from gqa.convert.family import kv_settings
+from gqa.convert.modeling import single_file
 from gqa.convert.ondemand import MergedLayers
 from gqa.convert.plan import ConvertOptions, Plan, plan_conversion
 from gqa.convert.provenance import new_stage, read_stages, write_stages
@@ -78,6 +79,9 @@ def write_conversion(
             _write_tokenizer(plan, work)
         with _made(plan, output, progress) if layers is None else nullcontext(layers) as made:
             write_shards(work, plan_shards(plan.tensors, plan.options.max_shard_bytes), made.take, advance)
+        if plan.own_code:
+            name = single_file.file_name(plan.family.model_type)
+            (work / name).write_text(single_file.source(plan.family.model_type), encoding="utf-8")
         write_config(work, _config(plan))
         write_stages(work, [*read_stages(plan.checkpoint), {**conversion_stage(plan, made.records), **facts}])
 
@@ -99,7 +103,10 @@ def _write_tokenizer(plan: Plan, work: Path) -> None:
 def _config(plan: Plan) -> dict[str, Any]:
     converted = converted_wrapper_config if plan.family.homes else converted_config
     settings = kv_settings(plan.family, plan.options.groups, encoder=plan.options.encoder)
-    return converted(plan.config, settings, plan.options.dtype)
+    config = converted(plan.config, settings, plan.options.dtype)
+    if not plan.own_code:
+        return config
+    return config | single_file.settings(plan.family.model_type, config.get("architectures") or ())
 
 
 def default_output(checkpoint: str, groups: int) -> Path:
@@ -119,6 +126,7 @@ def conversion_stage(plan: Plan, records: Mapping[int, Mapping[str, object]]) ->
         plan.checkpoint,
         model_type=plan.family.model_type,
         rewritten_from=plan.rewritten_from,
+        own_code=single_file.file_name(plan.family.model_type) if plan.own_code else None,
         method=plan.options.method,
         grouping="similar" if plan.options.moves_heads else "contiguous",
         restrictions=plan.restrictions,

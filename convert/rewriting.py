@@ -58,8 +58,10 @@ class Rewrite:
     """endings of tensors that old checkpoints carry and today's class computes"""
     defaults: Mapping[str, Any]
     """what the class takes where config.json is silent: every key that is asked for"""
-    target: Callable[[Config], Target]
-    """the checkpoint in the new class; raises UserError where no class can hold the model"""
+    target: Callable[[Config], Target] | None = None
+    """the checkpoint in the new class; raises UserError where no class of transformers' can hold the model"""
+    own: Callable[[Config], Target] | None = None
+    """the checkpoint in a class of ours, which holds any number of KV heads; None: there is none, or no need of it"""
 
     def read(self, config: Mapping[str, Any]) -> Config:
         """The configuration with nothing left out.
@@ -73,6 +75,11 @@ class Rewrite:
                 read_size(given, key, default)
         return {**self.defaults, **given}
 
+    def in_own_code(self) -> "Rewrite":
+        """The same into the class of ours."""
+        assert self.own is not None
+        return replace(self, target=self.own)
+
     def new_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """config.json in the new class.
 
@@ -80,6 +87,7 @@ class Rewrite:
             UserError: no class can hold the model, or a value is of another kind than it must be.
         """
         known = self.read(config)
+        assert self.target is not None
         try:
             new = self.target(known).config
         except UserError:
@@ -139,6 +147,7 @@ def rewritten(rewrite: Rewrite, config: Mapping[str, Any], entries: Mapping[str,
 
 def _wanted(rewrite: Rewrite, known: Config) -> Tensors:
     """Everything that the new class has, the head last."""
+    assert rewrite.target is not None
     target = rewrite.target(known)
     head = {name: value for name, value in target.outside.items() if name.startswith("lm_head.")}
     wanted = {name: value for name, value in target.outside.items() if name not in head}

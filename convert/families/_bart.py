@@ -18,6 +18,7 @@ KIN: dict[str, Any] = {
             in_encoder=True,
         ),
     ),
+    "own_code": True,
     "rotary": "none",
     "sizes": {"hidden_size": "d_model"},
     "reads_head_dim": False,

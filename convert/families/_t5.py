@@ -33,6 +33,7 @@ KIN: dict[str, Any] = {
         ),
     ),
     "base_prefix": "",
+    "own_code": True,
     "rotary": "none",
     "sizes": {"hidden_size": "d_model", "head_dim": "d_kv"},
     "default_head_dim": 64,

@@ -18,8 +18,8 @@ _BY_REASON: dict[str, tuple[str, ...]] = {
     _NO_SETTING: (
         *("bigbird_pegasus", "blenderbot", "blenderbot-small", "mvp", "plbart"),
         *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
-        *("biogpt", "bloom", "cpmant", "ctrl", "gpt-sw3"),
-        *("gpt_neox_japanese", "hrm_text", "modernbert-decoder", "mpt", "openai-gpt", "persimmon"),
+        *("biogpt", "cpmant", "ctrl", "gpt-sw3"),
+        *("gpt_neox_japanese", "hrm_text", "modernbert-decoder", "openai-gpt", "persimmon"),
         *("musicgen", "musicgen_melody", "prophetnet", "trocr", "umt5"),
         *("reformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer"),
         *("xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xmod"),

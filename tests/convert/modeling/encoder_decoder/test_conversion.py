@@ -1,4 +1,4 @@
-"""Encoder-decoders through the conversion: from a stock checkpoint on disk to one of ours that computes what it must."""
+"""Encoder-decoders through the conversion: from a stock checkpoint on disk to one of ours that computes the same."""
 
 import json
 from pathlib import Path
