@@ -13,6 +13,7 @@ from gqa.convert.config import converted_config, converted_wrapper_config
 from gqa.convert.directory import atomic_directory, check_output, check_space, disk_errors
 from gqa.convert.family import kv_settings
 from gqa.convert.modeling import single_file
+from gqa.convert.named_heads import renumber_heads
 from gqa.convert.ondemand import MergedLayers
 from gqa.convert.plan import ConvertOptions, Plan, plan_conversion
 from gqa.convert.provenance import new_stage, read_stages, write_stages
@@ -82,6 +83,7 @@ def write_conversion(
         if plan.own_code:
             name = single_file.file_name(plan.family.model_type)
             (work / name).write_text(single_file.source(plan.family.model_type), encoding="utf-8")
+        renumber_heads(plan, made.records, work)
         write_config(work, _config(plan))
         write_stages(work, [*read_stages(plan.checkpoint), {**conversion_stage(plan, made.records), **facts}])
 

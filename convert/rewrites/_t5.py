@@ -12,11 +12,15 @@ def renaming(model_type: str, prefix: str, *, layers: int, heads: int) -> Renami
         layers: in each stack, where config.json is silent.
         heads: likewise.
     """
-    classes = [f"{prefix}ForConditionalGeneration", f"{prefix}Model"]
+    generating, bare = f"{prefix}ForConditionalGeneration", f"{prefix}Model"
     return Renaming(
         model_type=model_type,
         becomes=f"gqa_{model_type}",
-        architectures={name: f"GQA{name}" for name in classes},
+        architectures={
+            generating: f"GQA{generating}",
+            bare: f"GQA{bare}",
+            f"{prefix}WithLMHeadModel": f"GQA{generating}",  # its name in the first checkpoints
+        },
         attentions=("SelfAttention", "EncDecAttention"),
         modules={letter: f"{letter}_proj" for letter in "qkvo"},
         sizes={

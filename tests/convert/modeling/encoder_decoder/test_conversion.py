@@ -210,9 +210,8 @@ def test_an_encoder_of_other_heads_limits_the_choice(seq2seq_named, tmp_path):
     source = saved(seq2seq_named("bart").stock(), tmp_path / "stock")
     assert plan_conversion(source, ConvertOptions(groups=2)).group_choices == [1, 2]
     edit_config(source, encoder_attention_heads=3)
-    with pytest.raises(UserError, match="4 KV heads do not divide into 2 groups; choose one of 1") as error:
+    with pytest.raises(UserError, match=r"^3 KV heads do not divide into 2 groups; choose one of 1$"):
         plan_conversion(source, ConvertOptions(groups=2, encoder=True))
-    assert "encoder" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -253,6 +252,38 @@ def test_sizes_left_out_are_those_of_the_class(seq2seq, tmp_path):
     assert opened.config["encoder_num_key_value_heads"] == config.num_attention_heads
 
 
+def test_heads_that_are_named_are_found_where_they_went(seq2seq_named, tmp_path, layers_of, free_maps):
+    """Whisper reads its timestamps off the weights of single heads, which are told by their numbers."""
+    seq2seq = seq2seq_named("whisper")
+    stock, _ = seq2seq.tied(2)
+    named = [[0, 1], [1, 0], [1, 3], [9, 0]]  # the last is of another model
+    stock.generation_config.alignment_heads = named
+    convert(saved(stock, tmp_path / "stock"), tmp_path / "all", ConvertOptions(groups=4))
+    assert heads_named_in(tmp_path / "all") == named
+    layers_of(tmp_path / "all").put(
+        ours := loaded(seq2seq, tmp_path / "all"),
+        lambda weights, freedom: free_maps.everything(weights.reordered([0, 2, 1, 3]), freedom),
+    )
+    ours.save_pretrained(tmp_path / "all")
+    convert(tmp_path / "all", tmp_path / "out", ConvertOptions(groups=2, method="lowrank"))
+    moved = heads_named_in(tmp_path / "out")
+    assert moved == [[0, 2], [1, 0], [1, 3], [9, 0]]  # similar heads stand together again
+    before, after = (weights_of_cross_attention(loaded(seq2seq, tmp_path / name), seq2seq) for name in ("all", "out"))
+    for (layer, head), (_, place) in zip(named[:-1], moved, strict=False):
+        torch.testing.assert_close(after[layer][:, place], before[layer][:, head], rtol=0, atol=1e-6)
+
+
+def heads_named_in(path: Path) -> list[list[int]]:
+    return json.loads((path / "generation_config.json").read_text())["alignment_heads"]
+
+
+def weights_of_cross_attention(model: Any, seq2seq) -> list[torch.Tensor]:
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        given = {**seq2seq.inputs(), "decoder_input_ids": seq2seq.target()}
+        return model(**given, output_attentions=True).cross_attentions
+
+
 class TestTokenizers:
     def write(self, source: Path, made: PreTrainedTokenizerFast, **config: Any) -> dict[str, bytes]:
         made.save_pretrained(source)
@@ -285,5 +316,5 @@ class TestTokenizers:
 def unigrams() -> PreTrainedTokenizerFast:
     """A tokenizer of the kind that T5 and others have."""
     pieces = ["<pad>", "</s>", "<unk>", "\u2581", *"abcdefghijklmnopqrstuvwxyz"]
-    model = models.Unigram([(piece, -float(place)) for place, piece in enumerate(pieces)], unk_id=2)
+    model = models.Unigram([(piece, min(0.0, 2.0 - place)) for place, piece in enumerate(pieces)], unk_id=2)
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), pad_token="<pad>", unk_token="<unk>")
