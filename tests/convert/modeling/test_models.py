@@ -44,24 +44,25 @@ def test_with_all_heads_logits_are_the_stock_models(own, both):
         close(logits(ours), logits(stock), own.tolerance)
 
 
-def test_left_padding_is_as_in_the_stock_model(own, both):
+def test_left_padding_is_as_in_the_stock_model(own, both_in_single):
+    both = both_in_single
     given = padded()
     if own.model_type in ("bloom", "mpt"):
         del given["position_ids"]
     seen = given["attention_mask"].bool()
     for backend in BACKENDS:
         use(both[1], backend)
-        close(logits(both[1], **given)[seen], logits(both[0], **given)[seen], own.tolerance)
+        close(logits(both[1], **given)[seen], logits(both[0], **given)[seen], 2e-5)
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_generation_from_the_cache_is_the_stock_models(own, both, beams):
+def test_generation_from_the_cache_is_the_stock_models(own, both_in_single, beams):
     given = {"attention_mask": padded()["attention_mask"][:, :8], "max_new_tokens": 9, "num_beams": beams}
     more = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True, "output_logits": True}
-    outputs = [model.generate(IDS[:, :8], **given, **more) for model in both]
+    outputs = [model.generate(IDS[:, :8], **given, **more) for model in both_in_single]
     assert torch.equal(outputs[0].sequences, outputs[1].sequences)
     for left, right in zip(outputs[0].logits, outputs[1].logits, strict=True):
-        close(right, left, own.tolerance)
+        close(right, left, 2e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -74,12 +75,9 @@ def test_tied_heads_compute_the_same_with_one_of_each(own, tied, backend):
     assert torch.equal(few.generate(IDS[:, :8], **given), many.generate(IDS[:, :8], **given))
 
 
-def test_tied_heads_are_those_of_the_stock_model(own, both, tied, tmp_path):
-    """The oracle of the oracle: the stock model itself, its K and V repeated, through its own fused layout."""
-    many, few = tied
-    difference = (logits(many) - logits(both[1])).abs().max()
-    assert difference > 1e-3  # tying does something
-    assert few.config.num_key_value_heads == own.groups
+def test_tying_heads_changes_something(own, both, tied):
+    assert (logits(tied[0]) - logits(both[1])).abs().max() > 1e-3
+    assert tied[1].config.num_key_value_heads == own.groups
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -110,20 +108,17 @@ def test_steps_from_the_cache_are_the_whole(own, tied):
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(own, tied):
-    few = tied[1]
-    few.train()
-    few.config.use_cache = False
+    few = AutoModelForCausalLM.from_config(tied[1].config, dtype=torch.float64).train()
+    few.load_state_dict(tied[1].state_dict())
     gradients = []
     for on in (False, True):
         if on:
-            few.gradient_checkpointing_enable({"use_reentrant": False})
+            renamed = getattr(few, "activation_checkpointing_enable", None)  # in the course of transformers 5
+            (renamed or few.gradient_checkpointing_enable)({"use_reentrant": False})
         few.zero_grad()
         torch.manual_seed(0)
-        few(input_ids=IDS, labels=IDS).loss.backward()
+        few(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
         gradients.append({name: parameter.grad.clone() for name, parameter in few.named_parameters()})
-    few.gradient_checkpointing_disable()
-    few.config.use_cache = True
-    few.eval()
     assert any(".k_proj." in name and gradient.abs().max() > 0 for name, gradient in gradients[0].items())
     for name, gradient in gradients[0].items():
         close(gradients[1][name], gradient, 1e-12)
@@ -140,15 +135,16 @@ def test_it_saves_and_loads_again(own, tied, load, tmp_path: Path):
     assert type(bare) is classes(f"gqa_{own.model_type}")["AutoModel"]
 
 
-def test_attention_weights_are_given_by_the_eager_backend(own, both):
-    stock, ours = both
+def test_attention_weights_are_given_by_the_eager_backend(own, both_in_single, monkeypatch):
+    stock, ours = both_in_single
     use(ours, "eager")
-    ours.config._attn_implementation = stock.config._attn_implementation = "eager"
+    for model in both_in_single:
+        monkeypatch.setattr(model.config, "_attn_implementation", "eager")
     with torch.no_grad():
         found, expected = (model(input_ids=IDS, output_attentions=True).attentions for model in (ours, stock))
     assert len(found) == len(expected) == ours.config.num_hidden_layers
     for left, right in zip(found, expected, strict=True):
-        close(left, right, own.tolerance)
+        close(left, right, 1e-6)
 
 
 def test_the_flash_kernel_can_be_asked_for(own_named, randomised):

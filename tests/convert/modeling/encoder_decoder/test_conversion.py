@@ -38,6 +38,12 @@ def loaded(seq2seq, path: Path) -> Any:
     return model.eval()
 
 
+def put_back(model: Any, path: Path) -> None:
+    """The model's weights in the place of those of its checkpoint, whose other files stay."""
+    file, state = path / "model.safetensors", model.state_dict()
+    save_file({name: state[name].contiguous() for name in load_file(file)}, file, metadata={"format": "pt"})
+
+
 def edit_config(path: Path, **changes: Any) -> None:
     config = json.loads((path / "config.json").read_text())
     kept = {key: value for key, value in (config | changes).items() if value is not None}
@@ -70,8 +76,6 @@ def test_low_rank_finds_heads_that_are_one_another_in_disguise(seq2seq, tmp_path
     stock, _ = seq2seq.tied(2)
     convert(saved(stock, tmp_path / "stock"), tmp_path / "all", ConvertOptions(groups=4))
     layers, moved = layers_of(tmp_path / "all"), 0
-    file = tmp_path / "all" / "model.safetensors"
-    tensors = load_file(file)
 
     def disguise(weights, freedom):
         nonlocal moved
@@ -81,8 +85,7 @@ def test_low_rank_finds_heads_that_are_one_another_in_disguise(seq2seq, tmp_path
 
     layers.put(ours := loaded(seq2seq, tmp_path / "all"), disguise)
     assert moved == (2 if "t5" in seq2seq.model_type else 4)  # T5's positions hold the heads of self-attention
-    state = ours.state_dict()
-    save_file({name: state[name].contiguous() for name in tensors}, file, metadata={"format": "pt"})
+    put_back(ours, tmp_path / "all")
     torch.testing.assert_close(logits(ours, seq2seq), logits(stock, seq2seq), **NEAR)
     convert(tmp_path / "all", tmp_path / "mean", ConvertOptions(groups=2))
     convert(tmp_path / "all", tmp_path / "lowrank", ConvertOptions(groups=2, method="lowrank"))
@@ -264,7 +267,7 @@ def test_heads_that_are_named_are_found_where_they_went(seq2seq_named, tmp_path,
         ours := loaded(seq2seq, tmp_path / "all"),
         lambda weights, freedom: free_maps.everything(weights.reordered([0, 2, 1, 3]), freedom),
     )
-    ours.save_pretrained(tmp_path / "all")
+    put_back(ours, tmp_path / "all")
     convert(tmp_path / "all", tmp_path / "out", ConvertOptions(groups=2, method="lowrank"))
     moved = heads_named_in(tmp_path / "out")
     assert moved == [[0, 2], [1, 0], [1, 3], [9, 0]]  # similar heads stand together again
