@@ -1,4 +1,4 @@
-"""Who can load an encoder-decoder of ours: transformers alone, by the code that goes along, and whoever registers it."""
+"""Who can load an encoder-decoder of ours: transformers alone, by the code that goes along, and who registers it."""
 
 import json
 import os
