@@ -266,7 +266,8 @@ def test_old_names_of_bloom(saved, load, tmp_path):
     """Without the prefix of the model with a head, the width called n_embed."""
     checkpoint = saved("bloom")
     expected = logits(load(checkpoint))
-    AutoModelForCausalLM.from_pretrained(checkpoint).transformer.save_pretrained(checkpoint)
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint)
+    model.transformer.save_pretrained(checkpoint)
     config = json.loads((checkpoint / "config.json").read_text())
     config["n_embed"] = config.pop("hidden_size")
     (checkpoint / "config.json").write_text(json.dumps(config))
