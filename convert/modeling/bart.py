@@ -3,10 +3,11 @@
 from transformers import BartConfig, BartForConditionalGeneration, BartModel
 from transformers.models.bart.modeling_bart import BartAttention
 
-from gqa.convert.modeling.bart_kin import BartKinAttention, BartKinConfig, BartKinModel
+from gqa.convert.modeling.bart_kin import BartKinAttention, BartKinModel
+from gqa.convert.modeling.encoder_decoder import SharedHeads
 
 
-class GQABartConfig(BartKinConfig, BartConfig):
+class GQABartConfig(SharedHeads, BartConfig):
     """The stock configuration, and the numbers of KV heads."""
 
     model_type = "gqa_bart"

@@ -1,21 +1,11 @@
 """BART and those that share its layout, with shared heads: what their classes of ours have in common."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from gqa.convert.modeling.encoder_decoder import SharedHeads, StockAttention, Unmade
-
-
-@dataclass(kw_only=True)
-class BartKinConfig(SharedHeads):
-    """Settings of a configuration that counts heads as BART's does."""
-
-    def query_heads(self) -> tuple[int, int]:
-        config: Any = self
-        return config.encoder_attention_heads, config.decoder_attention_heads
+from gqa.convert.modeling.encoder_decoder import StockAttention, Unmade
 
 
 class BartKinAttention(StockAttention, Unmade):
@@ -31,12 +21,13 @@ class BartKinAttention(StockAttention, Unmade):
         """One of the attentions of a layer."""
         side = "encoder" if in_encoder else "decoder"
         num_heads = getattr(config, f"{side}_attention_heads")
+        num_kv_heads = config.encoder_num_key_value_heads if in_encoder else config.num_key_value_heads
         super().__init__(
             config,
             causal=causal,
             hidden_size=config.d_model,
             num_heads=num_heads,
-            num_kv_heads=config.encoder_num_key_value_heads if in_encoder else config.num_key_value_heads,
+            num_kv_heads=num_kv_heads or num_heads,
             head_dim=config.d_model // num_heads,
             biases=self.biases,
             dropout=config.attention_dropout,

@@ -3,7 +3,6 @@
 The decoder shares heads in self-attention and in cross-attention; the encoder keeps all of its own unless told.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,26 +11,12 @@ from transformers.cache_utils import Cache
 from gqa.convert.modeling.attention import GroupedQueryAttention, backend_of
 
 
-@dataclass(kw_only=True)
 class SharedHeads:
     """What a stock configuration gets beside its own settings."""
 
-    num_key_value_heads: int | None = None
-    """KV heads of the decoder's self- and cross-attention (default: as many as query heads)"""
-    encoder_num_key_value_heads: int | None = None
-    """KV heads of the encoder (default: as many as query heads)"""
-    attention_backend: str | None = None
-    """"eager", "sdpa" or "flash", whatever attn_implementation says"""
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        encoder, decoder = self.query_heads()
-        self.num_key_value_heads = self.num_key_value_heads or decoder
-        self.encoder_num_key_value_heads = self.encoder_num_key_value_heads or encoder
-
-    def query_heads(self) -> tuple[int, int]:
-        """Of the encoder and of the decoder."""
-        raise NotImplementedError
+    num_key_value_heads = None  # of the decoder's self- and cross-attention; None: as many as query heads
+    encoder_num_key_value_heads = None  # of the encoder; likewise
+    attention_backend = None  # "eager", "sdpa" or "flash", whatever attn_implementation says
 
 
 class StockAttention(GroupedQueryAttention):

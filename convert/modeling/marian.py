@@ -3,10 +3,11 @@
 from transformers import MarianConfig, MarianModel, MarianMTModel
 from transformers.models.marian.modeling_marian import MarianAttention
 
-from gqa.convert.modeling.bart_kin import BartKinAttention, BartKinConfig, BartKinModel
+from gqa.convert.modeling.bart_kin import BartKinAttention, BartKinModel
+from gqa.convert.modeling.encoder_decoder import SharedHeads
 
 
-class GQAMarianConfig(BartKinConfig, MarianConfig):
+class GQAMarianConfig(SharedHeads, MarianConfig):
     """The stock configuration, and the numbers of KV heads."""
 
     model_type = "gqa_marian"

@@ -3,10 +3,11 @@
 from transformers import MBartConfig, MBartForConditionalGeneration, MBartModel
 from transformers.models.mbart.modeling_mbart import MBartAttention
 
-from gqa.convert.modeling.bart_kin import BartKinAttention, BartKinConfig, BartKinModel
+from gqa.convert.modeling.bart_kin import BartKinAttention, BartKinModel
+from gqa.convert.modeling.encoder_decoder import SharedHeads
 
 
-class GQAMBartConfig(BartKinConfig, MBartConfig):
+class GQAMBartConfig(SharedHeads, MBartConfig):
     """The stock configuration, and the numbers of KV heads."""
 
     model_type = "gqa_mbart"

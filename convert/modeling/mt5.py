@@ -2,10 +2,11 @@
 
 from transformers import MT5Config, MT5ForConditionalGeneration, MT5Model
 
-from gqa.convert.modeling.t5_kin import T5KinConfig, T5KinModel
+from gqa.convert.modeling.encoder_decoder import SharedHeads
+from gqa.convert.modeling.t5_kin import T5KinModel
 
 
-class GQAMT5Config(T5KinConfig, MT5Config):
+class GQAMT5Config(SharedHeads, MT5Config):
     """The stock configuration, and the numbers of KV heads."""
 
     model_type = "gqa_mt5"

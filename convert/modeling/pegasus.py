@@ -3,10 +3,11 @@
 from transformers import PegasusConfig, PegasusForConditionalGeneration, PegasusModel
 from transformers.models.pegasus.modeling_pegasus import PegasusAttention
 
-from gqa.convert.modeling.bart_kin import BartKinAttention, BartKinConfig, BartKinModel
+from gqa.convert.modeling.bart_kin import BartKinAttention, BartKinModel
+from gqa.convert.modeling.encoder_decoder import SharedHeads
 
 
-class GQAPegasusConfig(BartKinConfig, PegasusConfig):
+class GQAPegasusConfig(SharedHeads, PegasusConfig):
     """The stock configuration, and the numbers of KV heads."""
 
     model_type = "gqa_pegasus"

@@ -2,10 +2,11 @@
 
 from transformers import T5Config, T5ForConditionalGeneration, T5Model
 
-from gqa.convert.modeling.t5_kin import T5KinConfig, T5KinModel
+from gqa.convert.modeling.encoder_decoder import SharedHeads
+from gqa.convert.modeling.t5_kin import T5KinModel
 
 
-class GQAT5Config(T5KinConfig, T5Config):
+class GQAT5Config(SharedHeads, T5Config):
     """The stock configuration, and the numbers of KV heads."""
 
     model_type = "gqa_t5"

@@ -1,47 +1,34 @@
 """What T5 and mT5 with shared heads have in common. Relative positions go on biasing every query head by itself."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5Attention, T5Stack
 
-from gqa.convert.modeling.encoder_decoder import SharedHeads, StockAttention
-
-
-@dataclass(kw_only=True)
-class T5KinConfig(SharedHeads):
-    """Settings of a configuration that counts heads as T5's does."""
-
-    def query_heads(self) -> tuple[int, int]:
-        config: Any = self
-        return config.num_heads, config.num_heads
+from gqa.convert.modeling.encoder_decoder import StockAttention
 
 
 class GQAT5Attention(StockAttention):
     """Attention that takes the place of T5's or mT5's."""
 
-    _relative_position_bucket = staticmethod(T5Attention._relative_position_bucket)
-    compute_bias = T5Attention.compute_bias
-
     def __init__(self, config: Any, *, layer_idx: int, in_encoder: bool, biased: bool, causal: bool = False) -> None:
         """One of the attentions of a layer; the first self-attention of a stack has the bias that all layers add."""
+        num_kv_heads = config.encoder_num_key_value_heads if in_encoder else config.num_key_value_heads
         super().__init__(
             config,
             causal=causal,
             hidden_size=config.d_model,
             num_heads=config.num_heads,
-            num_kv_heads=config.encoder_num_key_value_heads if in_encoder else config.num_key_value_heads,
+            num_kv_heads=num_kv_heads or config.num_heads,
             head_dim=config.d_kv,
             scale=1.0,
             dropout=config.dropout_rate,
             layer_idx=layer_idx,
         )
         self.is_decoder = not in_encoder
-        self.relative_attention_num_buckets = config.relative_attention_num_buckets
-        self.relative_attention_max_distance = config.relative_attention_max_distance
         self.relative_attention_bias = (
             nn.Embedding(config.relative_attention_num_buckets, config.num_heads) if biased else None
         )
@@ -67,8 +54,10 @@ class GQAT5Attention(StockAttention):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The output, the bias for the layers behind, and the weights if the implementation is eager."""
         cache = past_key_values if cache is None else cache
-        if position_bias is None and self.relative_attention_bias is not None:
-            position_bias = self._positions(hidden_states.shape[1], mask, cache)
+        if key_value_states is not None:
+            position_bias = None  # the source has no places here, whatever was handed down
+        elif position_bias is None and self.relative_attention_bias is not None:
+            position_bias = self._positions(self.relative_attention_bias, hidden_states.shape[1], mask, cache)
         output, weights = self.attend(
             hidden_states,
             key_value_states=key_value_states,
@@ -78,13 +67,21 @@ class GQAT5Attention(StockAttention):
         )
         return output, position_bias, weights
 
-    def _positions(self, queries: int, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def _positions(self, bias: nn.Embedding, queries: int, mask: Tensor | None, cache: Cache | None) -> Tensor:
         """The bias of relative positions. [1, num_heads, queries, keys]."""
         past: Any = 0 if cache is None else cache.get_seq_length(self.layer_idx)
         keys = (
             int(past) + queries if mask is None else mask.shape[-1]
         )  # a cache of fixed length has more than there are
-        return self.compute_bias(queries, keys, past_seen_tokens=past)
+        here = torch.arange(queries, device=bias.weight.device)[:, None] + past
+        there = torch.arange(keys, device=bias.weight.device)[None]
+        buckets = T5Attention._relative_position_bucket(
+            there - here,
+            bidirectional=not self.is_decoder,
+            num_buckets=self.config.relative_attention_num_buckets,
+            max_distance=self.config.relative_attention_max_distance,
+        )
+        return bias(buckets).permute(2, 0, 1)[None]
 
 
 class GQAT5Stack(T5Stack):

@@ -3,10 +3,11 @@
 from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
-from gqa.convert.modeling.bart_kin import BartKinAttention, BartKinConfig, BartKinModel
+from gqa.convert.modeling.bart_kin import BartKinAttention, BartKinModel
+from gqa.convert.modeling.encoder_decoder import SharedHeads
 
 
-class GQAWhisperConfig(BartKinConfig, WhisperConfig):
+class GQAWhisperConfig(SharedHeads, WhisperConfig):
     """The stock configuration, and the numbers of KV heads."""
 
     model_type = "gqa_whisper"
