@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from gqa.convert.modeling import register
 from gqa.convert.plan import ConvertOptions
 from gqa.convert.pretrained import quiet_transformers
 from gqa.convert.rewrite import convert
@@ -26,6 +27,9 @@ _OPT = {"hidden_size": 128, "ffn_dim": 256, "num_hidden_layers": 4, "num_attenti
 _NEO = {"hidden_size": 128, "num_layers": 4, "num_heads": HEADS, "attention_types": [[["global", "local"], 2]]}
 _XGLM = {"d_model": 128, "ffn_dim": 256, "num_layers": 4, "attention_heads": HEADS}
 
+_BLOOM = {"hidden_size": 128, "n_layer": 4, "n_head": HEADS}
+_MPT = {"d_model": 128, "n_layers": 4, "n_heads": HEADS}
+
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox, parallel residual": ("gpt_neox", _NEOX),
     "gpt_neox, sequential": ("gpt_neox", {**_NEOX, "use_parallel_residual": False}),
@@ -35,6 +39,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "opt": ("opt", {**_OPT, "word_embed_proj_dim": 128}),
     "gpt_neo, within its window": ("gpt_neo", {**_NEO, "max_position_embeddings": 256}),
     "xglm": ("xglm", _XGLM),
+}
+OWN_CODE: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2, own code": ("gpt2", _GPT),
+    "opt, own code": ("opt", {**_OPT, "word_embed_proj_dim": 128}),
+    "opt as 350m, own code": ("opt", {**_OPT, "word_embed_proj_dim": 64, "do_layer_norm_before": False}),
+    "gpt_neo, own code": ("gpt_neo", {**_NEO, "window_size": 32}),
+    "bloom, own code": ("bloom", _BLOOM),
+    "mpt, own code": ("mpt", _MPT),
 }
 
 
@@ -50,10 +62,11 @@ def random_model(model_type: str, extra: dict[str, Any], dtype: torch.dtype) -> 
 
 
 @torch.no_grad()
-def difference(model: Any, folder: Path) -> tuple[str, float]:
+def difference(model: Any, folder: Path, *, keep: bool) -> tuple[str, float]:
     """What the model becomes, and how far its logits move, as a share of the largest."""
     model.save_pretrained(folder / "original")
-    convert(folder / "original", folder / "rewritten", ConvertOptions(groups=HEADS))
+    convert(folder / "original", folder / "rewritten", ConvertOptions(groups=HEADS, keep_architecture=keep))
+    register()
     rewritten = AutoModelForCausalLM.from_pretrained(folder / "rewritten", dtype="auto").eval()
     ids = torch.randint(3, VOCABULARY, (4, 128), generator=torch.Generator().manual_seed(1))
     before, after = model(ids).logits, rewritten(ids).logits
@@ -62,7 +75,7 @@ def difference(model: Any, folder: Path) -> tuple[str, float]:
 
 def rows() -> Iterator[tuple[str, ...]]:
     """Family, what it becomes, and the differences in double and single precision."""
-    for name, (model_type, extra) in FAMILIES.items():
+    for name, (model_type, extra) in (FAMILIES | OWN_CODE).items():
         found: list[str] = []
         target = ""
         for dtype in (torch.float64, torch.float32):
@@ -70,7 +83,7 @@ def rows() -> Iterator[tuple[str, ...]]:
                 found.append("-")
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                target, off = difference(random_model(model_type, extra, dtype), Path(folder))
+                target, off = difference(random_model(model_type, extra, dtype), Path(folder), keep=name in OWN_CODE)
             found.append(f"{off:.0e}" if off else "0")
         yield name, target, *found
 

@@ -191,8 +191,8 @@ class Plan:
             model_type = self.family.model_type
             return (
                 f"{self.rewritten_from} has no KV heads in transformers; the output is a {model_type} checkpoint, the "
-                f"same{but} in our own code, which goes with it (modeling_{model_type}.py): it loads where gqa is "
-                "installed, and with trust_remote_code=True elsewhere."
+                f"same{but} in our own code, which goes with it (modeling_{model_type}.py): it loads with "
+                "trust_remote_code=True, or after gqa.convert.modeling.register()."
             )
         what = "class" if REWRITTEN[self.rewritten_from].own_code else "KV heads"
         return (

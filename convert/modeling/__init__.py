@@ -17,8 +17,8 @@ OWN = {f"gqa_{name}": f"{__name__}.{name}" for name in (*_DECODERS, *_ENCODER_DE
 def register(*model_types: str) -> None:
     """Make classes of ours known to the Auto classes of transformers that find them; done twice, it is done once.
 
-    transformers looks for no installed packages that might have classes for it, so a program says this itself before
-    it loads a checkpoint without `trust_remote_code`. The commands do.
+    transformers has no hook by which an installed package could do so unasked, so a program says this itself before it
+    loads a checkpoint without `trust_remote_code`. The commands of this project do.
 
     Args:
         model_types: which; those that are none of ours are passed over. None given: all.

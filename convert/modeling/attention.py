@@ -106,6 +106,8 @@ class GroupedQueryAttention(nn.Module):
         k, v = self._keys_and_values(hidden, key_value_states, cache)
         if causal and (self.backend == "eager" or position_bias is not None or q.shape[2] != k.shape[2]):
             attention_mask, causal = _causal_mask(past, q, k), False  # torch's own is for neither of these
+        if attention_mask is not None:
+            attention_mask = attention_mask[..., : k.shape[2]]  # some versions' masks have room for more
         added = _sum(attention_mask, position_bias)
         attend = self._eager if self.backend == "eager" else self._sdpa
         output, weights = attend(q, k, v, added, causal)
@@ -155,8 +157,10 @@ class GroupedQueryAttention(nn.Module):
                 "flash attention can add nothing to the scores, no mask of padding and no bias of positions; use the "
                 "sdpa backend, or sequences without padding"
             )
-        if added is not None and added.dtype != torch.bool:
-            added = added.to(q.dtype)
+        heads = q
+        if added is not None:
+            added = added if added.dtype == torch.bool else added.to(q.dtype)
+            q, k, v, added = _without_groups(q, k, v, added)
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION) if self.backend == "flash" else nullcontext():
             output = F.scaled_dot_product_attention(
                 q,
@@ -166,9 +170,25 @@ class GroupedQueryAttention(nn.Module):
                 dropout_p=self.dropout if self.training else 0.0,
                 is_causal=causal,
                 scale=self.scale,
-                enable_gqa=self.num_kv_heads < self.num_heads,
+                enable_gqa=k.shape[1] < q.shape[1],
             )
-        return output, None
+        return output.reshape(heads.shape), None
+
+
+def _without_groups(q: Tensor, k: Tensor, v: Tensor, added: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same attention with as many query heads as KV heads: with anything added to scores, the fast kernels of GPUs
+    do no groups.
+
+    A single query's heads become queries of their KV head, and nothing is copied; of many, K and V are repeated.
+    """
+    size = q.shape[1] // k.shape[1]
+    if size == 1:
+        return q, k, v, added
+    if q.shape[2] > 1:
+        return q, k.repeat_interleave(size, dim=1), v.repeat_interleave(size, dim=1), added
+    if added.shape[1] > 1:
+        added = added.reshape(len(added), k.shape[1], size, -1)
+    return q.reshape(len(q), k.shape[1], size, -1), k, v, added
 
 
 def _causal_mask(past: int, q: Tensor, k: Tensor) -> Tensor | None:

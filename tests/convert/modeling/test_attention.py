@@ -2,6 +2,7 @@
 
 import math
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -202,6 +203,23 @@ def test_gradients_reach_the_position_bias(backend):
     module, hidden = attention(backend=backend), numbers(1, 3, HIDDEN)
     bias = numbers(1, HEADS, 3, 3, seed=4).requires_grad_()
     assert gradcheck(lambda added: module(hidden, position_bias=added)[0], [bias])
+
+
+def test_a_mask_may_have_room_for_keys_to_come():
+    module, hidden = attention(), numbers(BATCH, TOKENS, HIDDEN)
+    mask = torch.ones(TOKENS, TOKENS + 3, dtype=torch.bool).tril()[None, None]
+    close(module(hidden, attention_mask=mask)[0], by_loop(module, hidden, added=future(TOKENS, TOKENS)))
+
+
+@pytest.mark.parametrize("kind", ["for all heads", "for each head", "for each sequence"])
+def test_one_query_with_something_added_reads_every_group_once(kind):
+    """No K or V is repeated for it."""
+    module, hidden = attention(2), numbers(BATCH, 1, HIDDEN)
+    shape = {"for all heads": (1, 1), "for each head": (1, HEADS), "for each sequence": (BATCH, 1)}[kind]
+    bias, encoded = numbers(*shape, 1, 9, seed=3), numbers(BATCH, 9, HIDDEN, seed=2)
+    with mock.patch.object(Tensor, "repeat_interleave", side_effect=AssertionError):
+        output, _ = module(hidden, key_value_states=encoded, position_bias=bias)
+    close(output, by_loop(module, hidden, encoded, added=bias))
 
 
 def test_dropout_is_for_training_only():
