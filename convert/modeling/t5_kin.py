@@ -70,9 +70,8 @@ class GQAT5Attention(StockAttention):
     def _positions(self, bias: nn.Embedding, queries: int, mask: Tensor | None, cache: Cache | None) -> Tensor:
         """The bias of relative positions. [1, num_heads, queries, keys]."""
         past: Any = 0 if cache is None else cache.get_seq_length(self.layer_idx)
-        keys = (
-            int(past) + queries if mask is None else mask.shape[-1]
-        )  # a cache of fixed length has more than there are
+        # a mask may be longer than what there is, where a cache has a fixed length
+        keys = int(past) + queries if mask is None else mask.shape[-1]
         here = torch.arange(queries, device=bias.weight.device)[:, None] + past
         there = torch.arange(keys, device=bias.weight.device)[None]
         buckets = T5Attention._relative_position_bucket(
