@@ -41,6 +41,9 @@ def show_result(plan: Plan, output: Path, seconds: float, console: Console) -> N
         f"KV cache {_cache(plan.layers)}.",
         soft_wrap=True,
     )
+    if plan.family.hears:
+        console.print("A conversion loses quality until it is trained on speech, by a program of your own.")
+        return
     if plan.options.fit:
         console.print(_what_the_fit_did(output), soft_wrap=True)
         console.print("What is left can be uptrained away. Next:", soft_wrap=True)

@@ -3,4 +3,6 @@
 from gqa.convert.families._bart import KIN
 from gqa.convert.family import Family
 
-FAMILY = Family(model_type="gqa_whisper", known_as="What Whisper becomes", named_heads="alignment_heads", **KIN)
+FAMILY = Family(
+    model_type="gqa_whisper", known_as="What Whisper becomes", hears=True, named_heads="alignment_heads", **KIN
+)

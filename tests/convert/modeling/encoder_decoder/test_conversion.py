@@ -183,6 +183,16 @@ def test_every_attention_is_told_of(seq2seq_checkpoint, seq2seq, tmp_path):
     assert stage["rewritten_from"] == seq2seq.model_type
 
 
+@pytest.mark.parametrize("name", ["t5", "whisper"])
+def test_what_is_saved_and_what_comes_next(name, seq2seq_named, tmp_path):
+    source = saved(seq2seq_named(name).stock().float(), tmp_path / "stock")
+    run = CliRunner().invoke(app, ["-g", "2", str(source), "--encoder"])
+    size = "640 B -> 320 B" if name == "t5" else "768 B -> 384 B"
+    assert f"KV cache {size} a token in self-attention, {size} a token in cross-attention (2x smaller)." in run.stdout
+    assert ("gqa-uptrain" in run.stdout) == (name == "t5")  # which knows nothing of sound
+    assert ("--method lowrank --encoder" in run.stdout) == ("lowrank would keep" in run.stdout)
+
+
 @pytest.mark.parametrize("options", [[], ["-g", "2"], ["-g", "2", "--encoder", "--verbose"], ["--kv-budget", "0.5"]])
 def test_a_dry_run_looks_at_all_of_them(seq2seq_named, options, tmp_path):
     source = saved(seq2seq_named("t5").stock().float(), tmp_path / "stock")
