@@ -110,9 +110,11 @@ def chosen(
         UserError: the wish can't be met, or the conversion can't be done.
     """
     opened = open_for(checkpoint, groups=None, keep_architecture=options.keep_architecture)
-    kv_heads, choices = opened.shape.num_kv_heads, opened.group_choices()
+    kv_heads, choices = opened.shape.num_kv_heads, opened.group_choices(encoder=options.encoder)
     if not choices:
-        opened.check_groups(kv_heads)  # which says that there is nothing to merge
+        opened.check_groups(kv_heads, encoder=options.encoder)  # which says that there is nothing to merge
+    if wish.calibration is not None:
+        opened.check_calibrated()
 
     def plan_for(groups: int) -> Plan:
         return plan_conversion(checkpoint, replace(options, groups=groups))

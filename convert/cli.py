@@ -44,6 +44,9 @@ def convert_command(
         str,
         typer.Option(help="Which heads share: contiguous, similar (lose least together), or auto, by the method."),
     ] = "auto",
+    encoder: Annotated[
+        bool, typer.Option("--encoder", help="Of an encoder-decoder: merge the heads of its encoder too.")
+    ] = False,
     calibration: Annotated[
         str | None,
         typer.Option(metavar="DATA", help="Text to measure activations on: a file, a folder, or a dataset's name."),
@@ -142,8 +145,17 @@ def convert_command(
             optional=dry_run,
         )
         fitting = build_options(FitOptions, {"steps": fit_steps, "seed": seed}, "options") if fit else None
-        given = {"method": method, "fit": fitting, "grouping": grouping, "seed": seed, "dtype": dtype}
-        options = wish.options(given | {"keep_architecture": keep_architecture, "max_shard_size": max_shard_size})
+        given = {
+            "method": method,
+            "fit": fitting,
+            "grouping": grouping,
+            "encoder": encoder,
+            "seed": seed,
+            "dtype": dtype,
+            "keep_architecture": keep_architecture,
+            "max_shard_size": max_shard_size,
+        }
+        options = wish.options(given)
         silent = quiet or as_json
         console = Console(quiet=silent)
 

@@ -14,6 +14,7 @@ from gqa.convert import rewrites
 from gqa.convert.derived import Entry, Made, derive
 from gqa.convert.errors import UserError, first_line
 from gqa.convert.family import read_size
+from gqa.convert.renaming import Renaming
 from gqa.convert.tensors import TensorEntry
 
 Config = Mapping[str, Any]
@@ -98,8 +99,12 @@ class Rewrite:
         carried = {key: known.get(key) for key in _CARRIED} | {key: known[key] for key in _SAID if key in known}
         return new | {key: value for key, value in carried.items() if key not in new}
 
+    def tensors(self, config: Mapping[str, Any], entries: Mapping[str, TensorEntry]) -> dict[str, Entry]:
+        """See `rewritten`."""
+        return rewritten(self, config, entries)
 
-def rewrite_of(model_type: str) -> Rewrite:
+
+def rewrite_of(model_type: str) -> Rewrite | Renaming:
     """The rewrite of a model type in `REWRITTEN`."""
     return importlib.import_module(f"{rewrites.__name__}.{model_type}").REWRITE
 

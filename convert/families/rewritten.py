@@ -20,6 +20,7 @@ class Rewritten(NamedTuple):
 
 REWRITTEN: dict[str, Rewritten] = {
     "baichuan": Rewritten("Baichuan 7B, Baichuan 2 7B", ("llama",), own_code=True),
+    "bart": Rewritten("BART", own="gqa_bart"),
     "bloom": Rewritten("BLOOM, BLOOMZ", own="gqa_bloom"),
     "codegen": Rewritten("CodeGen", ("phi",)),
     "gpt2": Rewritten("GPT-2, DistilGPT-2, DialoGPT", ("gpt_bigcode",), own="gqa_gpt2"),
@@ -27,9 +28,15 @@ REWRITTEN: dict[str, Rewritten] = {
     "gpt_neox": Rewritten("GPT-NeoX-20B, Pythia, RedPajama-INCITE", ("phi", "nemotron")),
     "gptj": Rewritten("GPT-J 6B", ("phi",)),
     "internlm": Rewritten("InternLM 7B and 20B", ("llama",), own_code=True),
+    "marian": Rewritten("OPUS-MT", own="gqa_marian"),
+    "mbart": Rewritten("mBART, mBART-50", own="gqa_mbart"),
     "minicpm": Rewritten("MiniCPM 1B and 2B", ("llama",), own_code=True),
     "mpt": Rewritten("MPT 7B and 30B", own="gqa_mpt", may_bring_code=True),
+    "mt5": Rewritten("mT5", own="gqa_mt5"),
     "opt": Rewritten("OPT, Galactica", ("gpt_bigcode",), own="gqa_opt"),
+    "pegasus": Rewritten("Pegasus", own="gqa_pegasus"),
     "qwen": Rewritten("Qwen 1.8B to 72B, the first generation", ("qwen2",), own_code=True),
+    "t5": Rewritten("T5, T5 1.1, FLAN-T5", own="gqa_t5"),
+    "whisper": Rewritten("Whisper", own="gqa_whisper"),
     "xglm": Rewritten("XGLM", ("gpt_bigcode",)),
 }

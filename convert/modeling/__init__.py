@@ -1,17 +1,21 @@
 """Own modeling code, for families whose class in transformers can't hold fewer KV heads; what makes it known there.
 
-Every module but `attention` has one family: transformers' own model with another attention in it, and `AUTO`, its
-classes by the names of the Auto classes that find them.
+A module has one family, transformers' own model with another attention in it, and `AUTO`, its classes by the names of
+the Auto classes that find them; but for `attention`, and what encoder-decoders share (`encoder_decoder`, `bart_kin`,
+`t5_kin`).
 """
 
 import importlib
 
-OWN = {f"gqa_{name}": f"{__name__}.{name}" for name in ("bloom", "gpt2", "gpt_neo", "mpt", "opt")}
+_DECODERS = ("bloom", "gpt2", "gpt_neo", "mpt", "opt")
+_ENCODER_DECODERS = ("bart", "marian", "mbart", "mt5", "pegasus", "t5", "whisper")
+
+OWN = {f"gqa_{name}": f"{__name__}.{name}" for name in (*_DECODERS, *_ENCODER_DECODERS)}
 """model types with the modules that have their classes"""
 
 
 def register(*model_types: str) -> None:
-    """Make classes of ours known to AutoConfig, AutoModel and AutoModelForCausalLM; done twice, it is done once.
+    """Make classes of ours known to the Auto classes of transformers that find them; done twice, it is done once.
 
     transformers has no hook by which an installed package could do so unasked, so a program says this itself before it
     loads a checkpoint without `trust_remote_code`. The commands of this project do.

@@ -106,9 +106,8 @@ class GroupedQueryAttention(nn.Module):
         k, v = self._keys_and_values(hidden, key_value_states, cache)
         if causal and (self.backend == "eager" or position_bias is not None or q.shape[2] != k.shape[2]):
             attention_mask, causal = _causal_mask(past, q, k), False  # torch's own is for neither of these
-        if attention_mask is not None:
-            attention_mask = attention_mask[..., : k.shape[2]]  # some versions' masks have room for more
-        added = _sum(attention_mask, position_bias)
+        keys = slice(k.shape[2])  # some versions' masks have room for more, and so has what is made to fit them
+        added = _sum(*(None if part is None else part[..., keys] for part in (attention_mask, position_bias)))
         attend = self._eager if self.backend == "eager" else self._sdpa
         output, weights = attend(q, k, v, added, causal)
         return self.o_proj(output.transpose(1, 2).flatten(2)), weights

@@ -5,7 +5,7 @@ It needs torch and transformers only, so that `trust_remote_code=True` loads the
 
 import ast
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gqa.convert.modeling import OWN, classes
@@ -34,12 +34,18 @@ def source(model_type: str) -> str:
     return "\n\n\n".join(["\n".join([opening, "", *plain, *named]), *bodies]) + "\n"
 
 
-def settings(model_type: str) -> dict[str, object]:
-    """What config.json says of it: which of its classes the Auto classes are to take."""
+def settings(model_type: str, architectures: Sequence[str] = ()) -> dict[str, object]:
+    """What config.json says of it: which of its classes the Auto classes are to take.
+
+    Args:
+        model_type: of ours.
+        architectures: the classes that were said to be meant; if they are none of ours, the one that generates is.
+    """
     found = {name: kind.__name__ for name, kind in classes(model_type).items()}
     file = file_name(model_type).removesuffix(".py")
+    ours = [name for name in architectures if name in found.values()]
     return {
-        "architectures": [found["AutoModelForCausalLM"]],
+        "architectures": ours or [next(kind for name, kind in found.items() if name.startswith("AutoModelFor"))],
         "auto_map": {name: f"{file}.{kind}" for name, kind in found.items()},
     }
 

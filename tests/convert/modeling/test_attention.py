@@ -209,6 +209,9 @@ def test_a_mask_may_have_room_for_keys_to_come():
     module, hidden = attention(), numbers(BATCH, TOKENS, HIDDEN)
     mask = torch.ones(TOKENS, TOKENS + 3, dtype=torch.bool).tril()[None, None]
     close(module(hidden, attention_mask=mask)[0], by_loop(module, hidden, added=future(TOKENS, TOKENS)))
+    bias = numbers(1, HEADS, TOKENS, TOKENS + 3, seed=3)  # made for such a mask
+    added = future(TOKENS, TOKENS) + bias[..., :TOKENS]
+    close(module(hidden, attention_mask=mask, position_bias=bias)[0], by_loop(module, hidden, added=added))
 
 
 @pytest.mark.parametrize("kind", ["for all heads", "for each head", "for each sequence"])

@@ -117,7 +117,7 @@ def test_the_file_that_goes_along_stands_alone(model_type):
     assert all(node in tree.body for node in imported)
     names = {alias.name for node in imported if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in imported if isinstance(node, ast.ImportFrom)}
-    assert {name.partition(".")[0] for name in names} <= {"torch", "transformers", "typing", "contextlib"}
+    assert {name.partition(".")[0] for name in names} <= {"torch", "transformers", *sys.stdlib_module_names}
     defined = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     assert {kind.rpartition(".")[2] for kind in single_file.settings(model_type)["auto_map"].values()} <= defined  # pyright: ignore[reportAttributeAccessIssue]
 
