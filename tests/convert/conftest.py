@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from free_layers import FreeMaps, Layers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -316,3 +317,13 @@ def calibration_text(tmp_path: Path, texts: list[str]) -> Path:
     rows = [{"text": f"{number}: {text}"} for number in range(40) for text in texts]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.fixture
+def layers_of() -> Callable[[Path], Layers]:
+    return Layers
+
+
+@pytest.fixture
+def free_maps() -> FreeMaps:
+    return FreeMaps()

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -23,22 +22,17 @@ class Layers:
         self.plan = plan_conversion(path, ConvertOptions(groups=1, grouping="similar"))
         self.freedoms = self.plan.freedoms
         self.weights = [
-            read_layer(self.plan.family, self.plan.shape, {name: entry.load() for name, entry in layer.items()})
-            for layer in self.plan.attention
+            read_layer(place.family, place.shape, {name: entry.load() for name, entry in layer.items()})
+            for place, layer in zip(self.plan.places, self.plan.attention, strict=True)
         ]
 
     def put(self, model: PreTrainedModel, change: Callable[[AttentionWeights, Freedom], AttentionWeights]) -> None:
         """Every layer, changed, into a stock model of the checkpoint."""
-        family = self.plan.family.of_class
-        for layer, (weights, freedom) in enumerate(zip(self.weights, self.freedoms, strict=True)):
-            prefix, tensors = family.layer.format(layer=layer), all_tensors(family, change(weights, freedom))
+        for place, weights, freedom in zip(self.plan.places, self.weights, self.freedoms, strict=True):
+            family = place.family.of_class
+            prefix, tensors = family.layer.format(layer=place.layer), all_tensors(family, change(weights, freedom))
             named = {prefix + name: tensor for name, tensor in tensors.items()}
             assert not model.load_state_dict(named, strict=False).unexpected_keys
-
-
-@pytest.fixture
-def layers_of() -> Callable[[Path], Layers]:
-    return Layers
 
 
 class FreeMaps:
@@ -92,8 +86,3 @@ class FreeMaps:
         if freedom.values == "free":
             weights = self.values(weights, self.draw(heads, head_dim, head_dim))
         return weights
-
-
-@pytest.fixture
-def free_maps() -> FreeMaps:
-    return FreeMaps()
