@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def load_model(
     checkpoint: Path, *, dtype: "str | torch.dtype" = "auto", device: "str | torch.device"
 ) -> "PreTrainedModel":
-    """The checkpoint as a causal language model in evaluation mode, without remote code.
+    """The checkpoint as a causal language model or an encoder-decoder in evaluation mode, without remote code.
 
     Args:
         checkpoint: the directory of a Hugging Face checkpoint.
@@ -23,19 +23,20 @@ def load_model(
         device: where its weights go.
 
     Raises:
-        UserError: weights are missing, left over, of the wrong shape or damaged; not a causal language model.
+        UserError: weights are missing, left over, of the wrong shape or damaged; neither kind of model.
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    load_config(checkpoint)
+    config = load_config(checkpoint, encoder_decoder=True)
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     weight_files(checkpoint)
     if isinstance(dtype, str) and dtype != "auto":
         dtype = getattr(torch, dtype)
     try:
         # Mismatched shapes are allowed here only so that they come back in the report, which names them.
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = kind.from_pretrained(
             checkpoint,
             dtype=dtype,
             trust_remote_code=False,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NOISE_DENSITY, MEAN_SPAN = 0.15, 3
-EVERYWHERE = -1
+NOWHERE = -1
 """The place of a token that is of no place in the window: a sentinel, or EOS."""
 
 
@@ -38,7 +38,7 @@ class Corrupted(NamedTuple):
     """Token ids. [windows, n + s + 1]"""
 
     places: np.ndarray
-    """Where in its window each token of the target stands; EVERYWHERE for sentinels and EOS. [windows, n + s + 1]"""
+    """Where in its window each token of the target stands; NOWHERE for sentinels and EOS. [windows, n + s + 1]"""
 
 
 class Counts(NamedTuple):
@@ -79,8 +79,8 @@ class SpanCorruption:
         sources = _kept(np.where(opens, sentinels, tokens), ~noise | opens)
         pairs = np.stack([opens, noise], axis=2)  # before every token room for a sentinel  [windows, L, 2]
         targets = _kept(np.stack([sentinels, tokens], axis=2), pairs)
-        where = _kept(np.stack([np.full_like(places, EVERYWHERE), places], axis=2), pairs)
-        return Corrupted(_closed(sources, self.eos), _closed(targets, self.eos), _closed(where, EVERYWHERE))
+        where = _kept(np.stack([np.full_like(places, NOWHERE), places], axis=2), pairs)
+        return Corrupted(_closed(sources, self.eos), _closed(targets, self.eos), _closed(where, NOWHERE))
 
     def lengths(self, length: int) -> tuple[int, int]:
         """Tokens of the source and of the target that a window of `length` tokens becomes.

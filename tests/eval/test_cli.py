@@ -52,6 +52,9 @@ def test_every_option_reaches_the_evaluation(checkpoint, tmp_path: Path):
     data.write_text('{"body": "Some text that is long enough."}\n')
     asked = {
         "text_column": "body",
+        "source_column": "from",
+        "target_column": "to",
+        "seed": 3,
         "subset": "s",
         "split": "train",
         "documents": "separate",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gqa.convert.errors import UserError
-from gqa.eval.spans import EVERYWHERE, Counts, SpanCorruption, noise_mask, span_corruption
+from gqa.eval.spans import NOWHERE, Counts, SpanCorruption, noise_mask, span_corruption
 
 EOS, FIRST = 1, 1000
 CORRUPT = SpanCorruption(sentinels=np.arange(FIRST + 99, FIRST - 1, -1), eos=EOS)  # descending, as T5's
@@ -78,7 +78,7 @@ def test_places_say_where_a_target_comes_from():
     windows = windows_of(57)
     _, targets, places = CORRUPT(windows, 7, range(40))
     for window, target, place in zip(windows, targets, places, strict=True):
-        own = place != EVERYWHERE
+        own = place != NOWHERE
         assert np.array_equal(window[place[own]], target[own])
         assert (target[~own] >= FIRST).sum() == (~own).sum() - 1
         assert target[~own][-1] == EOS
