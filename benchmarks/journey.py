@@ -44,7 +44,7 @@ def train(directory: Path, checkpoint: str, output: str, options: Mapping[str, A
             output=directory / output,
             overwrite=True,
             cache_dir=directory / "tokens",
-            **(held_out | options),
+            **{**held_out, **options},
         )
     )
 

@@ -163,25 +163,40 @@ def _encode(
 ) -> Iterator[tuple[tuple[str, str], _Encoded, tuple[int, int]]]:
     """Every pair with its tokens, those that the tokenizer adds included, and the lengths before anything was cut.
 
-    A source that is cut keeps the tokens that the tokenizer puts around every text; a target is cut where the window
-    ends, since nothing ends there that the model could foretell.
+    Sources are cut as `cut_source` does it, targets where the window ends.
     """
-    number = 0
+    number, tail = 0, closing(tokenizer)
     while pairs := list(islice(texts, _PAIRS_PER_CALL)):
         sources, targets = (list(side) for side in zip(*pairs, strict=True))
-        whole = tokenizer(sources, verbose=False)["input_ids"]
-        kept = tokenizer(sources, truncation=True, max_length=window, verbose=False)["input_ids"]
+        read = tokenizer(sources, verbose=False)["input_ids"]
         made = tokenizer(text_target=targets, return_offsets_mapping=tokenizer.is_fast, verbose=False)
         for index, pair in enumerate(pairs):
             number += 1
-            source, target = (np.array(ids, np.int64) for ids in (kept[index], made["input_ids"][index]))
+            source, target = (np.array(ids, np.int64) for ids in (read[index], made["input_ids"][index]))
             if not (len(source) and len(target)):
                 side = "source" if not len(source) else "target"
                 raise UserError(f"pair {number} has a {side} without a token; leave it out, or mend it")
             ends = [end for _, end in made["offset_mapping"][index]] if tokenizer.is_fast else None
             num_bytes = bytes_of_tokens(pair[1], len(target), ends)
-            lengths = len(whole[index]), len(target)
-            yield pair, _Encoded(source, target[:window], num_bytes[:window]), lengths
+            found = _Encoded(cut_source(source, window, tail), target[:window], num_bytes[:window])
+            yield pair, found, (len(source), len(target))
+
+
+def closing(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """How many tokens the tokenizer puts behind every text (EOS, a language)."""
+    ids, plain = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    places = [start for start in range(len(ids) - len(plain) + 1) if ids[start : start + len(plain)] == plain]
+    return len(ids) - places[0] - len(plain) if places else 0
+
+
+def cut_source(ids: np.ndarray, longest: int, tail: int) -> np.ndarray:
+    """The first of a source's tokens [tokens], with the `tail` that stand behind every text: at most `longest`.
+
+    A target that is cut keeps no such tail: nothing ends there that the model could foretell.
+    """
+    if len(ids) <= longest or tail == 0 or tail >= longest:
+        return ids[:longest]
+    return np.concatenate([ids[: longest - tail], ids[-tail:]])
 
 
 def _corrupted(tokenizer: "PreTrainedTokenizerBase", options: EvalOptions, checkpoint: object) -> PairMaterial:

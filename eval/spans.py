@@ -28,6 +28,9 @@ NOWHERE = -1
 """The place of a token that is of no place in the window: a sentinel, or EOS."""
 
 
+_OWN_KEYS = 0x7370616E  # so that what is drawn here is drawn nowhere else from the same seed
+
+
 class Corrupted(NamedTuple):
     """Windows after corruption. Each row is a window."""
 
@@ -143,7 +146,8 @@ def noise_mask(length: int, seed: int, numbers: Sequence[int] | np.ndarray) -> n
 
 
 def _bits(seed: int, number: int, count: int) -> np.ndarray:
-    return np.random.Philox(key=np.array([seed, number], np.uint64)).random_raw(count)
+    key = np.array([seed ^ _OWN_KEYS, number], np.uint64)
+    return np.random.Philox(key=key).random_raw(count)
 
 
 def _segments(bits: np.ndarray, count: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Teacher forcing: the negative log-likelihood of a target's tokens, each given the source and what precedes it."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def padded(rows: Sequence[np.ndarray], value: int) -> np.ndarray:
     return filled
 
 
-def decoder_inputs(model: "PreTrainedModel", labels: "torch.Tensor") -> "torch.Tensor":
+def decoder_inputs(model: Any, labels: "torch.Tensor") -> "torch.Tensor":
     """What the decoder sees while it predicts `labels` [rows, length]: the labels moved on by one place.
 
     The model's own class does it where it can (mBART puts the language in front); the others put their start token
