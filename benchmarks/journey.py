@@ -96,7 +96,7 @@ class Journey:
 
     def _heal(self, name: str, output: str) -> None:
         steps = math.ceil(self.share * self.training["max_steps"])
-        train(self.directory, name, output, {**self.training, **self.healing, "max_steps": steps})
+        train(self.directory, name, output, {**self.training, **self.healing, "max_steps": steps, "eval_every": steps})
 
     def _evaluate(self, names: list[str]) -> str:
         options = EvalOptions(data=str(self.directory / HELD_OUT_FILE), **self.scoring)

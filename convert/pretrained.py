@@ -64,7 +64,9 @@ def _check_encoder_decoder(config: "PreTrainedConfig", checkpoint: Path) -> None
     from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
 
     if type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING:
-        raise UserError(f"{checkpoint} is a {config.model_type}, whose sources are sound; perplexity needs text")
+        raise UserError(
+            f"{checkpoint} is a {config.model_type}, whose sources are sound; only those of text can be read"
+        )
     if type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         raise UserError(f"{checkpoint} is a {config.model_type}, which is no language model; perplexity needs one")
 

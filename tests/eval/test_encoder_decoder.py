@@ -184,7 +184,7 @@ def test_what_is_for_decoders_is_refused(t5, pairs, make_checkpoint):
 def test_sound_is_no_text(t5, pairs, tmp_path: Path):
     WhisperConfig().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((t5 / "model.safetensors").read_bytes())
-    with pytest.raises(UserError, match="is a whisper, whose sources are sound; perplexity needs text"):
+    with pytest.raises(UserError, match="is a whisper, whose sources are sound; only those of text can be read"):
         evaluate([tmp_path], options(pairs))
 
 

@@ -128,7 +128,8 @@ def test_it_learns_what_the_plain_loop_learns(configured: Configured, objective,
     trained, expected = load_file(result.output / "model.safetensors"), model.state_dict()
     assert set(trained) <= set(expected)
     for name, tensor in trained.items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=2e-5)
+        # a step moves a weight by 1e-2; where gradients are next to nothing, Adam makes rounding a small part of that
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=3e-4)
 
 
 def test_the_output_is_a_checkpoint_with_its_provenance(configured: Configured, objective, t5):
@@ -147,18 +148,22 @@ def test_the_output_is_a_checkpoint_with_its_provenance(configured: Configured, 
 def test_validation_is_what_an_evaluation_of_the_same_sequences_finds(
     configured: Configured, objective, t5, pair_files
 ):
-    """All held-out pairs; of windows, those that are full."""
+    """All held-out pairs; of windows, those that are full: an evaluation's last one may be shorter."""
     from gqa.eval.evaluate import evaluate
     from gqa.eval.options import EvalOptions
 
-    result = uptrain(configured(max_steps=1, validation_tokens=10_000))
+    target_length = 32 if objective == "pairs" else None
+    config = configured(max_steps=1, validation_tokens=10_000, target_length=target_length, batch_size=1)
+    assert config.validation_data
+    options = EvalOptions(data=config.validation_data, window=32, dtype="float32", device="cpu")
+    (row,) = evaluate([t5], options).rows
+    nlls = row.result.nlls
     if objective == "spans":
-        assert len(result.validation) == 2
-        assert all(np.isfinite(line["validation_loss"]) for line in result.validation)
-        return
-    options = EvalOptions(data=str(pair_files[1]), window=32, dtype="float32", device="cpu")
-    short = uptrain(configured(max_steps=1, validation_tokens=10_000, target_length=32, overwrite=True))
-    assert short.validation[0]["validation_loss"] == pytest.approx(evaluate([t5], options).rows[0].nll.value, rel=1e-5)
+        corruption = span_corruption(AutoTokenizer.from_pretrained(t5), t5)
+        length = corruption.lengths(corruption.window(32))[1]
+        nlls = nlls[: len(nlls) // length * length]
+    found = uptrain(config).validation[0]["validation_loss"]
+    assert found == pytest.approx(float(nlls.mean()), rel=1e-5)
 
 
 def test_killed_in_mid_step_and_resumed(configured, flags, finish, metrics_of, tmp_path: Path):
