@@ -145,7 +145,8 @@ def _key(plan: Plan, windows: tuple[Tensor, Tensor]) -> str:
 
 def _merge_all(plan: Plan, store: LayerStore, windows: Tensor, progress: Progress) -> None:
     assert plan.options.calibration is not None
-    for layer, moments in layer_moments(stage(plan.checkpoint, plan.options.calibration), windows, progress=progress):
+    original = stage(plan.checkpoint, plan.options.calibration, own_code=plan.own_code)
+    for layer, moments in layer_moments(original, windows, progress=progress):
         merged = merge_layer(plan, layer, moments)
         store.put(layer, disk_tensors(plan, layer, merged.weights), merged.record())
 
@@ -160,7 +161,7 @@ def _fit_all(plan: Plan, store: LayerStore, windows: tuple[Tensor, Tensor], prog
         merged[layer] = merge_layer(plan, layer, moments)
         return merged[layer].weights
 
-    original = stage(plan.checkpoint, calibration)
+    original = stage(plan.checkpoint, calibration, own_code=plan.own_code)
     total = original.num_layers * options.steps
 
     def report(layer: int, step: int) -> None:
@@ -168,7 +169,7 @@ def _fit_all(plan: Plan, store: LayerStore, windows: tuple[Tensor, Tensor], prog
 
     for done in fit_layers(
         original,
-        stage(plan.checkpoint, calibration, groups=plan.options.groups),
+        stage(plan.checkpoint, calibration, groups=plan.options.groups, own_code=plan.own_code),
         start,
         windows,
         options,

@@ -71,7 +71,7 @@ def fewest_groups(
     candidates = plan_for(1).group_choices
     first = plan_for(candidates[-1])
     _, held_out = calibration_windows(first.checkpoint, calibration)
-    original = mean_nll(stage(first.checkpoint, calibration), held_out, progress=progress)
+    original = mean_nll(stage(first.checkpoint, calibration, own_code=first.own_code), held_out, progress=progress)
     losses: dict[int, float] = {}
     stores: dict[int, LayerStore | None] = {}
     with ExitStack() as kept:  # to the end, so that a fit that is broken off can go on from all that is done
@@ -114,7 +114,7 @@ def fewest(candidates: Sequence[int], is_bearable: Callable[[int], bool]) -> int
 def _converted_nll(
     plan: Plan, store: LayerStore | None, calibration: CalibrationOptions, held_out: Tensor, progress: Progress
 ) -> float:
-    staged = stage(plan.checkpoint, calibration, groups=plan.options.groups)
+    staged = stage(plan.checkpoint, calibration, groups=plan.options.groups, own_code=plan.own_code)
 
     def layer_tensors(layer: int) -> dict[str, Tensor]:
         if store is None:

@@ -66,15 +66,17 @@ class CalibrationOptions:
             raise UserError(f"calibration: unknown dtype {self.dtype!r}{near}; known: {', '.join(_DTYPES)}")
 
 
-def stage(checkpoint: Path, options: CalibrationOptions, *, groups: int | None = None) -> StagedModel:
-    """The checkpoint, ready to be run on the device and in the dtype that `options` name.
+def stage(
+    checkpoint: Path, options: CalibrationOptions, *, groups: int | None = None, own_code: bool = False
+) -> StagedModel:
+    """The checkpoint, ready to be run on the device and in the dtype that `options` name. See `StagedModel`.
 
     Raises:
         UserError: there is no such device, or the checkpoint can't be used.
     """
     device = choose_device(options.device)
     dtype = _own_dtype(checkpoint, device) if options.dtype == "auto" else getattr(torch, options.dtype)
-    return StagedModel(checkpoint, dtype=dtype, device=device, groups=groups)
+    return StagedModel(checkpoint, dtype=dtype, device=device, groups=groups, own_code=own_code)
 
 
 def calibration_windows(checkpoint: Path, options: CalibrationOptions) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from gqa.convert.ahead import LayerStore
 from gqa.convert.auto import Chosen, fewest_groups
 from gqa.convert.budget import groups_within
 from gqa.convert.calibration import CalibrationOptions, Progress
-from gqa.convert.checkpoint import open_checkpoint
+from gqa.convert.checkpoint import open_for
 from gqa.convert.directory import check_output, disk_errors
 from gqa.convert.errors import UserError
 from gqa.convert.method import traits_of
@@ -109,10 +109,12 @@ def chosen(
     Raises:
         UserError: the wish can't be met, or the conversion can't be done.
     """
-    opened = open_checkpoint(checkpoint)
-    kv_heads, choices = opened.shape.num_kv_heads, opened.group_choices()
+    opened = open_for(checkpoint, groups=None, keep_architecture=options.keep_architecture)
+    kv_heads, choices = opened.shape.num_kv_heads, opened.group_choices(encoder=options.encoder)
     if not choices:
-        opened.check_groups(kv_heads)  # which says that there is nothing to merge
+        opened.check_groups(kv_heads, encoder=options.encoder)  # which says that there is nothing to merge
+    if wish.calibration is not None:
+        opened.check_calibrated()
 
     def plan_for(groups: int) -> Plan:
         return plan_conversion(checkpoint, replace(options, groups=groups))

@@ -44,6 +44,9 @@ def convert_command(
         str,
         typer.Option(help="Which heads share: contiguous, similar (lose least together), or auto, by the method."),
     ] = "auto",
+    encoder: Annotated[
+        bool, typer.Option("--encoder", help="Of an encoder-decoder: merge the heads of its encoder too.")
+    ] = False,
     calibration: Annotated[
         str | None,
         typer.Option(metavar="DATA", help="Text to measure activations on: a file, a folder, or a dataset's name."),
@@ -66,6 +69,10 @@ def convert_command(
     dtype: Annotated[
         str | None, typer.Option(help="Cast the weights: float32, float16 or bfloat16.  [default: as they are]")
     ] = None,
+    keep_architecture: Annotated[
+        bool,
+        typer.Option("--keep-architecture", help="Our own code where a class of transformers' would do, rewritten."),
+    ] = False,
     max_shard_size: Annotated[str, typer.Option(help="Upper bound of a weight file.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
     dry_run: Annotated[
@@ -82,8 +89,9 @@ def convert_command(
 ) -> None:
     """Merge the K/V heads of a checkpoint into groups: multi-head in, grouped-query out.
 
-    The output loads with stock transformers. The input is never modified, no model is built and no code of the
-    checkpoint is run; a 70B checkpoint needs the memory of one layer's attention.
+    The output loads with stock transformers, or brings the one file of code that it needs. The input is never
+    modified, no model is built and no code of the checkpoint is run; a 70B checkpoint needs the memory of one layer's
+    attention.
 
     \b
     Examples:
@@ -137,8 +145,17 @@ def convert_command(
             optional=dry_run,
         )
         fitting = build_options(FitOptions, {"steps": fit_steps, "seed": seed}, "options") if fit else None
-        given = {"method": method, "fit": fitting, "grouping": grouping, "seed": seed, "dtype": dtype}
-        options = wish.options(given | {"max_shard_size": max_shard_size})
+        given = {
+            "method": method,
+            "fit": fitting,
+            "grouping": grouping,
+            "encoder": encoder,
+            "seed": seed,
+            "dtype": dtype,
+            "keep_architecture": keep_architecture,
+            "max_shard_size": max_shard_size,
+        }
+        options = wish.options(given)
         silent = quiet or as_json
         console = Console(quiet=silent)
 

@@ -17,6 +17,26 @@ _HEADS = {"num_attention_heads", "num_key_value_heads", "head_dim"}
 
 
 @dataclass(frozen=True, kw_only=True)
+class Site:
+    """One of the attentions of an encoder-decoder, of which every layer of one of its stacks has one."""
+
+    name: str
+    """what users read"""
+    layer: str
+    """as in `Family`"""
+    num_layers: str
+    """configuration key of the number of layers of the stack"""
+    num_heads: str
+    """configuration key of its query heads"""
+    kv_heads_key: str = "num_key_value_heads"
+    """as in `Family`"""
+    heads_move: bool = True
+    """as in `Family`"""
+    in_encoder: bool = False
+    """whether the encoder has it, which keeps its heads unless it is asked for: it caches nothing"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """How one `model_type` lays out its attention on disk, and which configuration keys size it.
 
@@ -30,6 +50,8 @@ class Family:
     """the checkpoints that users know it by"""
     layer: str = "model.layers.{layer}.self_attn."
     """prefix of a layer's attention tensors"""
+    sites: tuple[Site, ...] = ()
+    """in the place of `layer` and what else a site says: the attentions of an encoder-decoder"""
     base_prefix: str = "model."
     """what a checkpoint of the bare base model leaves off every name"""
     homes: tuple[str, ...] = ()
@@ -83,14 +105,34 @@ class Family:
     """configuration key that decides it instead, where the class has either one KV head or as many as query heads"""
     layer_returns_tuple: bool = False
     """whether the class's decoder layer returns its hidden states as the first of several things"""
+    own_code: bool = False
+    """whether its class is one of ours, in `convert/modeling/`, and goes with every checkpoint"""
     refused: Mapping[str, str] = field(default_factory=dict)
     """configuration keys that must not be on, each with the reason"""
     default_kv_heads: int | None = None
     """KV heads when the configuration does not say (None: as many as query heads)"""
     default_head_dim: int | None = None
     """head dim when the configuration has no `head_dim` (None: hidden_size / num_attention_heads)"""
+    named_heads: str | None = None
+    """key of generation_config.json that lists query heads of cross-attention, each as [layer, head]"""
     reads_head_dim: bool = True
     """whether the class honours `head_dim` in the configuration"""
+
+    def chosen_sites(self, *, encoder: bool) -> list[Site]:
+        """The sites whose heads merge, the encoder's if asked; none where there is but one attention a layer."""
+        return [site for site in self.sites if encoder or not site.in_encoder]
+
+    def at(self, site: Site) -> "Family":
+        """The family as if it had nothing but the attention at `site`."""
+        sizes = {"num_attention_heads": site.num_heads, "num_hidden_layers": site.num_layers}
+        return replace(
+            self,
+            sites=(),
+            layer=site.layer,
+            sizes={**self.sizes, **sizes},
+            kv_heads_key=site.kv_heads_key,
+            heads_move=site.heads_move,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +195,7 @@ def check_supported(config: Mapping[str, Any]) -> None:
         raise UserError(
             "the checkpoint's layers differ in their heads (per_layer_config in config.json); none is merged"
         )
-    if config.get("auto_map") and not (model_type in REWRITTEN and REWRITTEN[model_type].own_code):
+    if config.get("auto_map") and not _needs_no_code(model_type):
         raise UserError(
             "the checkpoint brings its own code (auto_map in config.json), which is never run; "
             f"if the stock {model_type} class loads it, remove auto_map from a copy of it and convert that"
@@ -163,6 +205,13 @@ def check_supported(config: Mapping[str, Any]) -> None:
         check_supported(inner)
         if inner["model_type"] not in all_families():
             raise UserError(f"a {inner['model_type']} inside a {model_type} can't be converted; save it on its own")
+
+
+def _needs_no_code(model_type: str) -> bool:
+    """Whether code that a checkpoint brings can be left alone: another class loads it, or the code is ours."""
+    if model_type in REWRITTEN:
+        return REWRITTEN[model_type].own_code or REWRITTEN[model_type].may_bring_code
+    return model_type in all_families() and all_families()[model_type].own_code
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,11 +227,13 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def head_shape(family: Family, config: Mapping[str, Any]) -> HeadShape:
-    """The sizes that the family's own configuration class would read from `config`.
+    """The sizes that the family's own configuration class would read from `config`; of the first site of several.
 
     Raises:
         UserError: a size is missing, not a positive integer, or does not divide as it must.
     """
+    if family.sites:
+        return head_shape(family.at(family.sites[0]), config)
     hidden_size, num_heads, num_layers = (
         read_size(config, family.sizes.get(key, key))
         for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
@@ -195,7 +246,7 @@ def head_shape(family: Family, config: Mapping[str, Any]) -> HeadShape:
         raise UserError(f"config.json: {num_heads} query heads do not divide among {num_kv_heads} KV heads; restore it")
     head_dim = family.default_head_dim or hidden_size // num_heads
     if family.reads_head_dim:
-        head_dim = read_size(config, "head_dim", head_dim)
+        head_dim = read_size(config, family.sizes.get("head_dim", "head_dim"), head_dim)
     return HeadShape(
         num_layers=num_layers,
         num_heads=num_heads,
@@ -205,8 +256,10 @@ def head_shape(family: Family, config: Mapping[str, Any]) -> HeadShape:
     )
 
 
-def kv_settings(family: Family, num_kv_heads: int) -> dict[str, Any]:
-    """The configuration keys that make the family's class build so many KV heads."""
+def kv_settings(family: Family, num_kv_heads: int, *, encoder: bool = False) -> dict[str, Any]:
+    """The configuration keys that make the family's class build so many KV heads; in the encoder too, if asked."""
+    if family.sites:
+        return {site.kv_heads_key: num_kv_heads for site in family.chosen_sites(encoder=encoder)}
     settings: dict[str, Any] = {family.kv_heads_key: num_kv_heads}
     if family.multi_query_key:
         settings[family.multi_query_key] = num_kv_heads == 1

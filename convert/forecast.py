@@ -11,14 +11,15 @@ from typing import Any
 
 from gqa.convert.attention import AttentionWeights
 from gqa.convert.calibration import Progress
+from gqa.convert.checkpoint import open_checkpoint
 from gqa.convert.damage import Damage, Gauge
-from gqa.convert.freedom import Freedom, freedom_of
+from gqa.convert.freedom import Freedom
 from gqa.convert.grouping import Similarity
 from gqa.convert.merging import load_layer
 from gqa.convert.method import Merge, method_for, method_names, traits_of
 from gqa.convert.moments import Moments
+from gqa.convert.places import freedoms_of
 from gqa.convert.plan import Plan
-from gqa.convert.positions import rotations
 
 _WORK = 2e11  # of all layers looked at, in cubes of the hidden size: a minute or two on a laptop
 _LEAST_LAYERS = 3
@@ -31,11 +32,13 @@ class Forecast:
     """Predicted damage, method by method, for every number of KV heads that the model's own divide into."""
 
     num_layers: int
-    """of the model"""
+    """of the plan"""
     kv_heads: int
     """of the model, in every layer"""
     layers: tuple[int, ...]
     """those that were looked at"""
+    names: tuple[str, ...]
+    """of these, for people"""
     methods: tuple[str, ...]
     groups: tuple[int, ...]
     """largest first"""
@@ -78,7 +81,8 @@ class Forecast:
                 "values": self.values(method, groups),
                 "total": self.total(method, groups),
                 "layers": [
-                    {"layer": layer, **asdict(damage)} for layer, damage in zip(self.layers, damages, strict=True)
+                    {"layer": layer, "name": name, **asdict(damage)}
+                    for layer, name, damage in zip(self.layers, self.names, damages, strict=True)
                 ],
             }
             for (method, groups), damages in self.damages.items()
@@ -114,8 +118,7 @@ def forecast(
     shape, methods = plan.shape, tuple(method_names())
     chosen = tuple(sampled_layers(plan) if layers is None else layers)
     groups = tuple(reversed(plan.group_choices))
-    turns = rotations(plan.checkpoint, plan.family, shape)
-    freedoms = plan.freedoms or [freedom_of(plan.family, plan.settings, turn) for turn in turns]
+    freedoms = plan.freedoms or freedoms_of(open_checkpoint(plan.checkpoint, own_code=plan.own_code), plan.places)
     found: dict[tuple[str, int], list[Damage]] = {(method, count): [] for count in groups for method in methods}
     measured = None if moments is None else iter(moments)
     for position, layer in enumerate(chosen):
@@ -129,9 +132,10 @@ def forecast(
             for method, damage in candidates.damages(methods, count).items():
                 found[method, count].append(damage)
     return Forecast(
-        num_layers=shape.num_layers,
+        num_layers=len(plan.places),
         kv_heads=shape.num_kv_heads,
         layers=chosen,
+        names=tuple(plan.places[layer].name for layer in chosen),
         methods=methods,
         groups=groups,
         damages={key: tuple(damages) for key, damages in found.items()},
@@ -142,7 +146,7 @@ def forecast(
 
 def sampled_layers(plan: Plan) -> list[int]:
     """Layers that stand for all: as many as a minute or two allows, each in the middle of an equal share of them."""
-    total = plan.shape.num_layers
+    total = len(plan.places)
     count = min(total, max(_LEAST_LAYERS, int(_WORK / plan.shape.hidden_size**3)))
     return [(2 * position + 1) * total // (2 * count) for position in range(count)]
 

@@ -66,7 +66,7 @@ def _explained(forecast: Forecast) -> list[str]:
     source = "moments measured on the calibration text" if forecast.calibrated else "the weights alone"
     looked_at = f"all {forecast.num_layers} layers"
     if len(forecast.layers) < forecast.num_layers:
-        numbers = ", ".join(map(str, forecast.layers))
+        numbers = ", ".join(forecast.names)
         looked_at = f"layers {numbers} of {forecast.num_layers}, a sample (--verbose looks at all)"
     return [
         "What scores lose by the keys, as a share, plus what the output loses by the values: 0 is no change, 1 as bad "
@@ -81,9 +81,9 @@ def show_layers(forecast: Forecast, method: str, groups: Sequence[int], console:
     table = Table("layer", title=f"Predicted damage of {method}, keys + values, by KV heads kept", title_justify="left")
     for count in groups:
         table.add_column(str(count), justify="right")
-    for position, layer in enumerate(forecast.layers):
+    for position, name in enumerate(forecast.names):
         damages = [forecast.damages[method, count][position] for count in groups]
-        table.add_row(str(layer), *(f"{sum(damage.keys):.3f} + {sum(damage.values):.3f}" for damage in damages))
+        table.add_row(name, *(f"{sum(damage.keys):.3f} + {sum(damage.values):.3f}" for damage in damages))
     console.print(table)
 
 
@@ -114,7 +114,7 @@ def show_recommendation(preview: Preview, checkpoint: str, console: Console) -> 
         said += f" ({options.method}: {forecast.total(options.method, preview.groups):.2f})"
     _say(console, f"{said}.")
     _say(console, f"  {preview.command(checkpoint)}")
-    if options.fit is None:
+    if options.fit is None and not preview.choice.plan.family.sites:
         data = "" if preview.calibration else "--calibration DATA "
         _say(console, f"{data}--fit {_FIT_TOKENS} fits every layer to text afterwards, which regains most of the loss.")
 

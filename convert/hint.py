@@ -69,11 +69,12 @@ def _one_thread() -> Iterator[None]:
 def _sampled(plan: Plan) -> Iterator[tuple[float, float, float]]:
     """Of each layer looked at: what the method loses, the least that can be lost, and what there is."""
     rows = plan.shape.num_kv_heads // plan.options.groups * plan.shape.head_dim
-    count = max(1, min(_LAYERS, plan.shape.num_layers, _ROWS // rows))
+    count = max(1, min(_LAYERS, len(plan.places), _ROWS // rows))
     for position in range(count):
-        layer = (2 * position + 1) * plan.shape.num_layers // (2 * count)
+        layer = (2 * position + 1) * len(plan.places) // (2 * count)
         tensors = {name: entry.load() for name, entry in plan.attention[layer].items()}
-        group = _first_group(read_layer(plan.family, plan.shape, tensors), plan.options.groups)
+        place = plan.places[layer]
+        group = _first_group(read_layer(place.family, place.shape, tensors), plan.options.groups)
         asked = Merge(groups=1, layer=layer, seed=plan.options.seed)
         merged = method_for(plan.options.method)(group, asked)
         if group.o.isfinite().all():  # K and V were checked when they were merged

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from gqa.convert.families.refused import REFUSED
-from gqa.convert.families.rewritten import REWRITTEN
+from gqa.convert.families.rewritten import REWRITTEN, Rewritten
 from gqa.convert.families.wrappers import WRAPPERS
 from gqa.convert.family import Family, all_families
 from gqa.convert.limits import limits_of
@@ -21,7 +21,8 @@ COLUMNS = ("model type", "checkpoints", "output", "keys", "values")
 LEGEND = (
     "Every method takes every family. Those that rewrite queries and output projections (aligned, lowrank) map keys\n"
     "and values onto each other before they merge; where a norm, a gate or a clamp sees single components, they are\n"
-    "averaged, as mean does. Stock: the output loads with transformers alone.\n"
+    "averaged, as mean does. Stock: the output loads with transformers alone; own code: it brings the file of code that\n"
+    "it needs.\n"
 )
 
 _KEYS = {"free": "mapped", "scaled": "mapped", "normed": "averaged", "clipped": "averaged"}
@@ -40,7 +41,9 @@ class Listed:
     kv_heads: str
     """how many can be kept: `any` that divide those there are, or `one`"""
     code: str
-    """whose code loads the output: `stock` is transformers alone"""
+    """whose code loads the output: `stock` is transformers alone, `own` the file that goes with it"""
+    more_heads: str | None
+    """where stock code holds one KV head only, the model type in our own code that holds any number"""
     methods: list[str]
     """those that apply"""
     keys: str
@@ -53,17 +56,18 @@ class Listed:
     @property
     def row(self) -> tuple[str, ...]:
         """What stands under `COLUMNS`."""
-        output = f"{' or '.join(self.output)}, {self.code}{'; one KV head' if self.kv_heads == 'one' else ''}"
+        output = f"{' or '.join(self.output)}, {'own code' if self.code == 'own' else self.code}"
+        if self.more_heads:
+            output += f", with one KV head; {self.more_heads}, own code, with more"
+        elif self.kv_heads == "one":
+            output += "; one KV head"
         return (self.model_type, self.known_as, output, self.keys, self.values)
 
 
 def listed() -> list[Listed]:
     """Every model type that can be converted, in alphabetical order."""
     own = [_listed(family, family.model_type, family.known_as) for family in all_families().values()]
-    rewritten = [
-        replace(_listed(_plain(all_families()[rewrite.becomes[0]]), name, rewrite.known_as), output=[*rewrite.becomes])
-        for name, rewrite in REWRITTEN.items()
-    ]
+    rewritten = [_listed_rewrite(name, rewrite) for name, rewrite in REWRITTEN.items()]
     return sorted(own + rewritten, key=lambda entry: entry.model_type)
 
 
@@ -98,6 +102,14 @@ def _plain(family: Family) -> Family:
     return replace(family, k_norm_scope="none", k_norm_key=None) if family.k_norm_key else family
 
 
+def _listed_rewrite(name: str, rewrite: Rewritten) -> Listed:
+    becomes = rewrite.becomes or ((rewrite.own,) if rewrite.own else ())
+    entry = replace(_listed(_plain(all_families()[becomes[0]]), name, rewrite.known_as), output=[*becomes])
+    if rewrite.becomes and rewrite.own:
+        return replace(entry, kv_heads="any", more_heads=rewrite.own)
+    return entry
+
+
 def _listed(family: Family, model_type: str, known_as: str) -> Listed:
     """What is said of a model type that is written as one of `family`."""
     plain = limits_of(family, {})
@@ -109,7 +121,8 @@ def _listed(family: Family, model_type: str, known_as: str) -> Listed:
         known_as=known_as,
         output=[family.model_type],
         kv_heads="one" if family.multi_query_key else "any",
-        code="stock",
+        code="own" if family.own_code else "stock",
+        more_heads=None,
         methods=method_names(),
         keys=_with_settings(_KEYS[plain.keys], {key: _KEYS[limits.keys] for key, limits in limited.items()}),
         values=_with_settings(_VALUES[plain.values], {key: _VALUES[limits.values] for key, limits in limited.items()}),

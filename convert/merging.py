@@ -25,11 +25,14 @@ class MergedLayer:
     """the old KV heads in the order in which they were grouped"""
     damage: Damage | None
     """predicted; None for methods that pool K and V without asking what it does"""
+    site: str | None = None
+    """which of the layer's attentions, in an encoder-decoder"""
 
     def record(self) -> dict[str, object]:
         """What `gqa.json` says of the layer."""
+        where = {} if self.site is None else {"site": self.site}
         predicted = {} if self.damage is None else {"predicted_damage": asdict(self.damage)}
-        return {"order": self.order, **predicted}
+        return {**where, "order": self.order, **predicted}
 
 
 def merge_layer(plan: Plan, layer: int, moments: Moments | None = None) -> MergedLayer:
@@ -44,18 +47,21 @@ def merge_layer(plan: Plan, layer: int, moments: Moments | None = None) -> Merge
         UserError: a weight is NaN or infinite.
     """
     weights = load_layer(plan, layer, also_queries=plan.options.rewrites_queries)
+    site = plan.layers[layer].site
     method = method_for(plan.options.method)
     asked = Merge(groups=plan.options.groups, layer=layer, seed=plan.options.seed)
     if not plan.freedoms:
-        return MergedLayer(weights=method(weights, asked), order=list(range(weights.num_kv_heads)), damage=None)
+        return MergedLayer(
+            weights=method(weights, asked), order=list(range(weights.num_kv_heads)), damage=None, site=site
+        )
     freedom = plan.freedoms[layer]
-    moments = moments.shrunk() if moments else Moments.unit(plan.shape.hidden_size)
+    moments = moments.shrunk() if moments else Moments.unit(plan.places[layer].shape.hidden_size)
     order = list(range(weights.num_kv_heads))
     if plan.options.moves_heads:
         order = similar_order(weights, asked.groups, freedom, moments)
     grouped = weights.reordered(order)
     merged = method(grouped, replace(asked, freedom=freedom, moments=moments))
-    return MergedLayer(weights=merged, order=order, damage=damage(grouped, merged, freedom, moments))
+    return MergedLayer(weights=merged, order=order, damage=damage(grouped, merged, freedom, moments), site=site)
 
 
 def load_layer(plan: Plan, layer: int, *, also_queries: bool) -> AttentionWeights:
@@ -64,16 +70,17 @@ def load_layer(plan: Plan, layer: int, *, also_queries: bool) -> AttentionWeight
     Raises:
         UserError: a weight is NaN or infinite.
     """
-    weights = read_layer(plan.family, plan.shape, _load(plan, layer))
-    _check_finite(weights, plan.prefixes[layer], also_queries=also_queries)
+    place = plan.places[layer]
+    weights = read_layer(place.family, place.shape, _load(plan, layer))
+    _check_finite(weights, place.prefix, also_queries=also_queries)
     return weights
 
 
 def disk_tensors(plan: Plan, layer: int, weights: AttentionWeights) -> dict[str, Tensor]:
     """A converted layer's tensors by full name, in the output's dtypes: those that the plan says the merge produces."""
     assert weights.num_kv_heads == plan.options.groups
-    tensors = all_tensors(plan.family, weights)
-    prefix = plan.prefixes[layer]
+    tensors = all_tensors(plan.places[layer].family, weights)
+    prefix = plan.places[layer].prefix
     return {tensor.name: tensors[tensor.name.removeprefix(prefix)].to(tensor.dtype) for tensor in plan.merged[layer]}
 
 

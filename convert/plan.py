@@ -11,24 +11,23 @@ import torch
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from gqa.convert.calibration import CalibrationOptions
-from gqa.convert.checkpoint import open_checkpoint
+from gqa.convert.checkpoint import open_for
 from gqa.convert.derived import DerivedEntry, Entry
 from gqa.convert.errors import UserError, did_you_mean
 from gqa.convert.families.rewritten import REWRITTEN
 from gqa.convert.family import Family, HeadShape
-from gqa.convert.freedom import Freedom, freedom_of
+from gqa.convert.freedom import Freedom
 from gqa.convert.layerfit import FitOptions
 from gqa.convert.layout import (
     attention_shapes,
     kv_shapes,
-    layer_prefix,
     merged_shape,
     meta_layer,
     required_names,
     write_layer,
 )
 from gqa.convert.method import method_names, traits_of
-from gqa.convert.positions import rotations
+from gqa.convert.places import Place, freedoms_of, places
 from gqa.convert.tensors import FLOATS
 from gqa.convert.writer import OutputTensor
 
@@ -44,10 +43,15 @@ class ConvertOptions:
     grouping: Literal["auto", "contiguous", "similar"] = "auto"
     """which heads share: neighbours, or those that lose least together; `auto` is similar for methods that rewrite
     queries anyway, and contiguous for the others"""
+    encoder: bool = False
+    """of an encoder-decoder: whether the heads of its encoder merge too"""
     seed: int = 0
     """for methods that draw random numbers"""
     calibration: CalibrationOptions | None = None
     """text to measure what enters the projections on; None: nothing is measured"""
+    keep_architecture: bool = False
+    """have the output in our own code, its class the checkpoint's own but for attention, where otherwise one of
+    transformers' classes would hold it rewritten"""
     fit: FitOptions | None = None
     """fit every layer to the calibration text after merging it; None: keep what merging gives"""
     dtype: str | None = None
@@ -100,8 +104,10 @@ class ConvertOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPlan:
-    """What happens to one layer. Bytes are those of the tensors that hold K and V."""
+    """What happens to one layer's attention. Bytes are those of the tensors that hold K and V."""
 
+    site: str | None
+    """which of the layer's attentions, in an encoder-decoder"""
     layer: int
     num_heads: int
     kv_heads_before: int
@@ -110,7 +116,7 @@ class LayerPlan:
     bytes_after: int
     parameters_saved: int
     cache_bytes_before: int
-    """KV-cache bytes a token, at the dtype of the weights"""
+    """KV-cache bytes a token, at the dtype of the weights; of the source's tokens in cross-attention"""
     cache_bytes_after: int
 
 
@@ -129,9 +135,11 @@ class Plan:
     """of the language model: `config` itself, or what a multimodal one says of it"""
     family: Family
     shape: HeadShape
+    """of every layer's attention; of the decoder's self-attention, in an encoder-decoder"""
     options: ConvertOptions
-    prefixes: list[str]
-    """of every layer's attention tensors"""
+    places: list[Place]
+    """the attentions that are converted: every layer's, or, in an encoder-decoder, every layer's at every site; all
+    that is said of layers below is said of these, in their order"""
     attention: list[dict[str, Entry]]
     """of every layer, its attention tensors by name after the prefix"""
     freedoms: list[Freedom]
@@ -143,6 +151,16 @@ class Plan:
     layers: list[LayerPlan]
 
     @property
+    def prefixes(self) -> list[str]:
+        """Of every layer's attention tensors."""
+        return [place.prefix for place in self.places]
+
+    @property
+    def own_code(self) -> bool:
+        """Whether the output's class is one of ours."""
+        return self.family.own_code
+
+    @property
     def total_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors)
 
@@ -150,20 +168,36 @@ class Plan:
     def restrictions(self) -> list[str]:
         """Sentences on what the family keeps the method from doing."""
         restrictions = list(dict.fromkeys(reason for freedom in self.freedoms for reason in freedom.reasons))
-        if self.options.moves_heads and not all(freedom.heads_move for freedom in self.freedoms):
-            restrictions.append("positions bias every head in its own way, so heads stay where they are")
+        if self.options.moves_heads:
+            restrictions += self._heads_that_stay()
         return restrictions
+
+    def _heads_that_stay(self) -> Iterator[str]:
+        """One sentence or none."""
+        freedoms = zip(self.places, self.freedoms, strict=True)
+        staying = [place.site.name if place.site else "" for place, freedom in freedoms if not freedom.heads_move]
+        if staying:
+            sites = ", ".join(filter(None, dict.fromkeys(staying)))
+            where = f" ({sites})" if sites else ""
+            yield f"positions bias every head in its own way, so heads stay where they are{where}"
 
     @property
     def rewriting(self) -> str | None:
         """A sentence on the class that the output is of, where it is not the checkpoint's."""
         if self.rewritten_from is None:
             return None
-        merges = self.options.groups < self.shape.num_kv_heads
+        but = " but for the heads that merge" if self.options.groups < self.shape.num_kv_heads else ""
+        if self.own_code:
+            model_type = self.family.model_type
+            return (
+                f"{self.rewritten_from} has no KV heads in transformers; the output is a {model_type} checkpoint, the "
+                f"same{but} in our own code, which goes with it (modeling_{model_type}.py): it loads where gqa is "
+                "installed, and with trust_remote_code=True elsewhere."
+            )
         what = "class" if REWRITTEN[self.rewritten_from].own_code else "KV heads"
         return (
             f"{self.rewritten_from} has no {what} in transformers; the output is a {self.family.model_type} "
-            f"checkpoint, equal up to rounding{' but for the heads that merge' if merges else ''}."
+            f"checkpoint, equal up to rounding{but}."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -172,6 +206,7 @@ class Plan:
             "checkpoint": str(self.checkpoint),
             "model_type": self.family.model_type,
             "rewritten_from": self.rewritten_from,
+            "own_code": self.own_code,
             "method": self.options.method,
             "grouping": "similar" if self.options.moves_heads else "contiguous",
             "restrictions": self.restrictions,
@@ -197,42 +232,42 @@ def plan_conversion(checkpoint: Path, options: ConvertOptions) -> Plan:
     Raises:
         UserError: anything about the checkpoint or the options that makes the conversion impossible.
     """
-    opened = open_checkpoint(checkpoint)
+    opened = open_for(checkpoint, groups=options.groups, keep_architecture=options.keep_architecture)
     config, family, shape = opened.config, opened.family, opened.shape
-    opened.check_groups(options.groups)
+    opened.check_groups(options.groups, encoder=options.encoder)
+    if options.calibration:
+        opened.check_calibrated()
     entries = {name: _computed_in(options.torch_dtype, entry) for name, entry in opened.entries.items()}
-    prefixes = [layer_prefix(family, set(entries), layer) for layer in range(shape.num_layers)]
-    expected = attention_shapes(family, shape)
-    attention = [{name: entries[prefix + name] for name in expected if prefix + name in entries} for prefix in prefixes]
-    _check_attention(family, expected, dict(zip(prefixes, attention, strict=True)))
-    _check_layer_count(family, shape, set(entries))
-    freedoms = (
-        [freedom_of(family, opened.settings, turn) for turn in rotations(checkpoint, family, shape)]
-        if (options.rewrites_queries)
-        else []
-    )
-    merged = [_merged(family, shape, prefix, layer, options) for prefix, layer in zip(prefixes, attention, strict=True)]
+    found = places(family, opened.settings, set(entries), encoder=options.encoder)
+    attention = [_attention(place, entries) for place in found]
+    _check_attention(found, attention)
+    freedoms = freedoms_of(opened, found) if options.rewrites_queries else []
+    merged = [_merged(place, layer, options) for place, layer in zip(found, attention, strict=True)]
     return Plan(
         checkpoint=checkpoint,
         rewritten_from=opened.rewritten_from,
-        group_choices=opened.group_choices(),
+        group_choices=opened.group_choices(encoder=options.encoder),
         config=config,
         settings=opened.settings,
         family=family,
         shape=shape,
         options=options,
-        prefixes=prefixes,
+        places=found,
         attention=attention,
         freedoms=freedoms,
         merged=merged,
-        tensors=list(_in_writing_order(entries, prefixes, kv_shapes(family, shape), merged, options.torch_dtype)),
+        tensors=list(_in_writing_order(entries, found, merged, options.torch_dtype)),
         layers=[
-            _layer_plan(
-                number, shape, [layer[name] for name in kv_shapes(family, shape) if name in layer], tensors, options
-            )
-            for number, (layer, tensors) in enumerate(zip(attention, merged, strict=True))
+            _layer_plan(place, layer, tensors, options)
+            for place, layer, tensors in zip(found, attention, merged, strict=True)
         ],
     )
+
+
+def _attention(place: Place, entries: Mapping[str, Entry]) -> Layer:
+    """The tensors of one attention."""
+    names = attention_shapes(place.family, place.shape)
+    return {name: entries[place.prefix + name] for name in names if place.prefix + name in entries}
 
 
 def _computed_in(dtype: torch.dtype | None, entry: Entry) -> Entry:
@@ -240,55 +275,54 @@ def _computed_in(dtype: torch.dtype | None, entry: Entry) -> Entry:
     return entry.widened(dtype) if dtype and isinstance(entry, DerivedEntry) and entry.dtype in FLOATS else entry
 
 
-def _check_attention(family: Family, expected: Mapping[str, tuple[int, ...]], layers: Mapping[str, Layer]) -> None:
+def _check_attention(found: list[Place], attention: list[Layer]) -> None:
     """Every layer must have the required tensors and the same optional ones, in the shapes that `config` implies."""
-    everywhere = {name for layer in layers.values() for name in layer} | set(required_names(family))
-    for prefix, layer in layers.items():
-        for name in sorted(everywhere):
-            if name not in layer:
-                raise UserError(f"tensor {prefix}{name} is missing from the checkpoint; download it again")
-            entry = layer[name]
-            if entry.shape != expected[name]:
-                raise UserError(
-                    f"tensor {prefix}{name} has shape {list(entry.shape)}, but config.json implies "
-                    f"{list(expected[name])}; the checkpoint and its configuration do not belong together"
-                )
-            if entry.dtype not in FLOATS:
-                raise UserError(
-                    f"tensor {prefix}{name} is {entry.dtype}; K and V are merged in floating point: dequantise first"
-                )
+    for site in dict.fromkeys(place.site for place in found):
+        layers = [(place, layer) for place, layer in zip(found, attention, strict=True) if place.site == site]
+        everywhere = {name for place, layer in layers for name in (*layer, *required_names(place.family))}
+        for place, layer in layers:
+            expected = attention_shapes(place.family, place.shape)
+            for name in sorted(everywhere):
+                _check_tensor(place.prefix + name, layer.get(name), expected[name])
 
 
-def _check_layer_count(family: Family, shape: HeadShape, names: set[str]) -> None:
-    """A layer beyond the configured ones would be left unconverted in silence."""
-    beyond = layer_prefix(family, names, shape.num_layers)
-    if any(name.startswith(beyond) for name in names):
+def _check_tensor(name: str, entry: Entry | None, shape: tuple[int, ...]) -> None:
+    if entry is None:
+        raise UserError(f"tensor {name} is missing from the checkpoint; download it again")
+    if entry.shape != shape:
         raise UserError(
-            f"the checkpoint has tensors {beyond}*, but config.json says num_hidden_layers is {shape.num_layers}"
+            f"tensor {name} has shape {list(entry.shape)}, but config.json implies {list(shape)}; the checkpoint and "
+            "its configuration do not belong together"
         )
+    if entry.dtype not in FLOATS:
+        raise UserError(f"tensor {name} is {entry.dtype}; K and V are merged in floating point: dequantise first")
 
 
-def _merged(family: Family, shape: HeadShape, prefix: str, layer: Layer, options: ConvertOptions) -> list[OutputTensor]:
+def _merged(place: Place, layer: Layer, options: ConvertOptions) -> list[OutputTensor]:
     """The tensors that hold the merged K and V of one layer; their shapes come from the layout itself, on no data."""
-    before = meta_layer(family, shape, set(layer))
+    family = place.family
+    before = meta_layer(family, place.shape, set(layer))
     after = write_layer(family, before, merged_shape(before, options.groups, rewrites=options.rewrites_queries))
     dtype = options.torch_dtype or layer[required_names(family)[0]].dtype
     dtypes = {name: options.torch_dtype or layer[name].dtype if name in layer else dtype for name in after}
     return [
-        OutputTensor(name=prefix + name, dtype=dtypes[name], shape=tuple(tensor.shape), source=None)
+        OutputTensor(name=place.prefix + name, dtype=dtypes[name], shape=tuple(tensor.shape), source=None)
         for name, tensor in after.items()
     ]
 
 
 def _in_writing_order(
     entries: Mapping[str, Entry],
-    prefixes: list[str],
-    replaced: Mapping[str, object],
+    found: list[Place],
     merged: list[list[OutputTensor]],
     dtype: torch.dtype | None,
 ) -> Iterator[OutputTensor]:
     """The source's order, each layer's merged tensors together where the first tensor that they replace stood."""
-    layer_of = {prefix + name: number for number, prefix in enumerate(prefixes) for name in replaced}
+    layer_of = {
+        place.prefix + name: number
+        for number, place in enumerate(found)
+        for name in kv_shapes(place.family, place.shape)
+    }
     layer_of |= {tensor.name: number for number, tensors in enumerate(merged) for tensor in tensors}
     written: set[int] = set()
     for name, entry in entries.items():
@@ -301,14 +335,16 @@ def _in_writing_order(
             yield from merged[layer]
 
 
-def _layer_plan(
-    number: int, shape: HeadShape, before: list[Entry], after: list[OutputTensor], options: ConvertOptions
-) -> LayerPlan:
+def _layer_plan(place: Place, layer: Layer, after: list[OutputTensor], options: ConvertOptions) -> LayerPlan:
+    shape = place.shape
+    before = [layer[name] for name in kv_shapes(place.family, shape) if name in layer]
     numbers_before = sum(math.prod(entry.shape) for entry in before)
     numbers_after = sum(math.prod(tensor.shape) for tensor in after)
-    cached = 2 * shape.head_dim * after[0].dtype.itemsize  # bytes of one head's K and V for one token
+    # bytes of one head's K and V for one token
+    cached = 2 * shape.head_dim * after[0].dtype.itemsize if place.caches else 0
     return LayerPlan(
-        layer=number,
+        site=place.site.name if place.site else None,
+        layer=place.layer,
         num_heads=shape.num_heads,
         kv_heads_before=shape.num_kv_heads,
         kv_heads_after=options.groups,

@@ -6,14 +6,14 @@ base and partial rotation is the class's own.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from gqa.convert.checkpoint import Checkpoint
 from gqa.convert.errors import UserError
-from gqa.convert.family import Family, HeadShape
+from gqa.convert.family import Family
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -45,7 +45,7 @@ class Rotation:
         )
 
 
-def rotations(checkpoint: Path, family: Family, shape: HeadShape) -> list[Rotation]:
+def rotations(opened: Checkpoint) -> list[Rotation]:
     """Every layer's rotation.
 
     Raises:
@@ -53,7 +53,8 @@ def rotations(checkpoint: Path, family: Family, shape: HeadShape) -> list[Rotati
     """
     from gqa.convert.skeleton import empty_model
 
-    model = empty_model(checkpoint, dtype=torch.float32, device=torch.device("cpu"), num_kv_heads=shape.num_kv_heads)
+    family, shape, checkpoint = opened.family, opened.shape, opened.path
+    model = empty_model(opened, dtype=torch.float32, device=torch.device("cpu"), num_kv_heads=shape.num_kv_heads)
     config = model.config.get_text_config(decoder=True)
     context = int(getattr(config, "max_position_embeddings", 0) or 0)
     still = Rotation.none(shape.head_dim, context)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gqa.convert.errors import UserError, did_you_mean, first_line
 from gqa.convert.families.wrappers import WRAPPERS
+from gqa.convert.modeling import register
 from gqa.convert.source import read_config
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def load_config(
 
     raw = read_config(checkpoint) if written is None else written
     model_type = raw.get("model_type")
+    register(str(model_type))
     if model_type not in CONFIG_MAPPING:
         if "auto_map" in raw:
             raise UserError(

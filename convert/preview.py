@@ -59,8 +59,12 @@ class Preview:
         words = ["gqa-convert", checkpoint, "--groups", str(self.groups), "--method", self.method]
         if options.grouping != "auto":
             words += ["--grouping", options.grouping]
+        if options.encoder:
+            words.append("--encoder")
         if self.calibration and (options.fit or traits_of(self.method).uses_moments):
             words += _calibration_words(self.calibration, fit=options.fit)
+        if options.keep_architecture:
+            words.append("--keep-architecture")
         if options.dtype:
             words += ["--dtype", options.dtype]
         return shlex.join(words)
@@ -100,7 +104,7 @@ def preview(choice: Choice, wish: Wish, *, every_layer: bool, progress: Progress
         UserError: the checkpoint or the calibration text can't be used.
     """
     plan = choice.plan
-    layers = range(plan.shape.num_layers) if every_layer else None
+    layers = range(len(plan.places)) if every_layer else None
     moments = None if wish.calibration is None else _measured(plan, wish.calibration, progress)
     found = forecast(plan, layers=layers, moments=moments, progress=progress)
     gain = None
@@ -113,4 +117,4 @@ def preview(choice: Choice, wish: Wish, *, every_layer: bool, progress: Progress
 def _measured(plan: Plan, calibration: CalibrationOptions, progress: Progress) -> Iterator[tuple[int, Moments]]:
     quiet_transformers()
     windows, _ = calibration_windows(plan.checkpoint, calibration)
-    yield from layer_moments(stage(plan.checkpoint, calibration), windows, progress=progress)
+    yield from layer_moments(stage(plan.checkpoint, calibration, own_code=plan.own_code), windows, progress=progress)

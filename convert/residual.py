@@ -42,7 +42,7 @@ def _silent_feed_forward(layer: StagedLayer) -> Iterator[None]:
     """Let every child of the layer that holds matrices, other than the attention, put out zeros."""
     silent = [child for child in layer.module.children() if child is not layer.attention and _holds_matrices(child)]
     for child in silent:
-        child.forward = partial(_zeros, child.forward)
+        child.forward = partial(_nothing, child.forward)
     try:
         yield
     finally:
@@ -50,10 +50,17 @@ def _silent_feed_forward(layer: StagedLayer) -> Iterator[None]:
             del child.forward
 
 
-def _zeros(forward: Callable[..., Tensor | tuple[object, ...]], hidden: Tensor) -> Tensor | tuple[object, ...]:
-    """Zeros in place of `forward(hidden)`. Mixtures of experts put out their routing beside: one token tells."""
+def _nothing(
+    forward: Callable[..., Tensor | tuple[object, ...]], hidden: Tensor, residual: Tensor | None = None
+) -> Tensor | tuple[object, ...]:
+    """Zeros in place of `forward(hidden)`, or the residual stream that it would be added to in there.
+
+    Mixtures of experts put out their routing beside: one token tells.
+    """
+    if residual is not None:
+        return residual
     with torch.no_grad():
-        form = forward(hidden[:1, :1].detach())
+        form = forward((hidden[:1, :1] if hidden.ndim > 2 else hidden[:1]).detach())
     zeros = torch.zeros_like(hidden)
     return (zeros, *form[1:]) if isinstance(form, tuple) else zeros
 

@@ -12,11 +12,15 @@ from gqa.convert.calibration import Progress
 from gqa.convert.config import converted_config, converted_wrapper_config
 from gqa.convert.directory import atomic_directory, check_output, check_space, disk_errors
 from gqa.convert.family import kv_settings
+from gqa.convert.modeling import single_file
+from gqa.convert.named_heads import renumber_heads
 from gqa.convert.ondemand import MergedLayers
 from gqa.convert.plan import ConvertOptions, Plan, plan_conversion
 from gqa.convert.provenance import new_stage, read_stages, write_stages
+from gqa.convert.renaming import Renaming
+from gqa.convert.rewriting import rewrite_of
 from gqa.convert.sidefiles import copy_side_files, write_config
-from gqa.convert.tokenizer import write_tokenizer
+from gqa.convert.tokenizer import name_tokenizer, write_tokenizer
 from gqa.convert.writer import Advance, plan_shards, write_shards
 
 
@@ -73,9 +77,13 @@ def write_conversion(
     with disk_errors(output), atomic_directory(output, overwrite=overwrite) as work:
         copy_side_files(plan.checkpoint, work)
         if plan.rewritten_from:
-            write_tokenizer(plan.checkpoint, work)
+            _write_tokenizer(plan, work)
         with _made(plan, output, progress) if layers is None else nullcontext(layers) as made:
             write_shards(work, plan_shards(plan.tensors, plan.options.max_shard_bytes), made.take, advance)
+        if plan.own_code:
+            name = single_file.file_name(plan.family.model_type)
+            (work / name).write_text(single_file.source(plan.family.model_type), encoding="utf-8")
+        renumber_heads(plan, made.records, work)
         write_config(work, _config(plan))
         write_stages(work, [*read_stages(plan.checkpoint), {**conversion_stage(plan, made.records), **facts}])
 
@@ -85,9 +93,22 @@ def _made(plan: Plan, output: Path, progress: Progress) -> AbstractContextManage
     return layers_ahead(plan, output, progress) if plan.options.calibration else MergedLayers(plan)
 
 
+def _write_tokenizer(plan: Plan, work: Path) -> None:
+    assert plan.rewritten_from
+    rewrite = rewrite_of(plan.rewritten_from)
+    if isinstance(rewrite, Renaming):
+        name_tokenizer(plan.config, work, rewrite.tokenizer)
+    else:
+        write_tokenizer(plan.checkpoint, work)
+
+
 def _config(plan: Plan) -> dict[str, Any]:
     converted = converted_wrapper_config if plan.family.homes else converted_config
-    return converted(plan.config, kv_settings(plan.family, plan.options.groups), plan.options.dtype)
+    settings = kv_settings(plan.family, plan.options.groups, encoder=plan.options.encoder)
+    config = converted(plan.config, settings, plan.options.dtype)
+    if not plan.own_code:
+        return config
+    return config | single_file.settings(plan.family.model_type, config.get("architectures") or ())
 
 
 def default_output(checkpoint: str, groups: int) -> Path:
@@ -107,11 +128,13 @@ def conversion_stage(plan: Plan, records: Mapping[int, Mapping[str, object]]) ->
         plan.checkpoint,
         model_type=plan.family.model_type,
         rewritten_from=plan.rewritten_from,
+        own_code=single_file.file_name(plan.family.model_type) if plan.own_code else None,
         method=plan.options.method,
         grouping="similar" if plan.options.moves_heads else "contiguous",
         restrictions=plan.restrictions,
         calibration=plan.options.calibration and asdict(plan.options.calibration),
         fit=plan.options.fit and asdict(plan.options.fit),
+        **({"encoder": plan.options.encoder} if plan.family.sites else {}),
         seed=plan.options.seed,
         dtype=plan.options.dtype,
         num_heads=plan.shape.num_heads,

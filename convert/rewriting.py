@@ -14,6 +14,7 @@ from gqa.convert import rewrites
 from gqa.convert.derived import Entry, Made, derive
 from gqa.convert.errors import UserError, first_line
 from gqa.convert.family import read_size
+from gqa.convert.renaming import Renaming
 from gqa.convert.tensors import TensorEntry
 
 Config = Mapping[str, Any]
@@ -57,8 +58,10 @@ class Rewrite:
     """endings of tensors that old checkpoints carry and today's class computes"""
     defaults: Mapping[str, Any]
     """what the class takes where config.json is silent: every key that is asked for"""
-    target: Callable[[Config], Target]
-    """the checkpoint in the new class; raises UserError where no class can hold the model"""
+    target: Callable[[Config], Target] | None = None
+    """the checkpoint in the new class; raises UserError where no class of transformers' can hold the model"""
+    own: Callable[[Config], Target] | None = None
+    """the checkpoint in a class of ours, which holds any number of KV heads; None: there is none, or no need of it"""
 
     def read(self, config: Mapping[str, Any]) -> Config:
         """The configuration with nothing left out.
@@ -72,6 +75,11 @@ class Rewrite:
                 read_size(given, key, default)
         return {**self.defaults, **given}
 
+    def in_own_code(self) -> "Rewrite":
+        """The same into the class of ours."""
+        assert self.own is not None
+        return replace(self, target=self.own)
+
     def new_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """config.json in the new class.
 
@@ -79,6 +87,7 @@ class Rewrite:
             UserError: no class can hold the model, or a value is of another kind than it must be.
         """
         known = self.read(config)
+        assert self.target is not None
         try:
             new = self.target(known).config
         except UserError:
@@ -90,8 +99,12 @@ class Rewrite:
         carried = {key: known.get(key) for key in _CARRIED} | {key: known[key] for key in _SAID if key in known}
         return new | {key: value for key, value in carried.items() if key not in new}
 
+    def tensors(self, config: Mapping[str, Any], entries: Mapping[str, TensorEntry]) -> dict[str, Entry]:
+        """See `rewritten`."""
+        return rewritten(self, config, entries)
 
-def rewrite_of(model_type: str) -> Rewrite:
+
+def rewrite_of(model_type: str) -> Rewrite | Renaming:
     """The rewrite of a model type in `REWRITTEN`."""
     return importlib.import_module(f"{rewrites.__name__}.{model_type}").REWRITE
 
@@ -134,6 +147,7 @@ def rewritten(rewrite: Rewrite, config: Mapping[str, Any], entries: Mapping[str,
 
 def _wanted(rewrite: Rewrite, known: Config) -> Tensors:
     """Everything that the new class has, the head last."""
+    assert rewrite.target is not None
     target = rewrite.target(known)
     head = {name: value for name, value in target.outside.items() if name.startswith("lm_head.")}
     wanted = {name: value for name, value in target.outside.items() if name not in head}

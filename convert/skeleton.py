@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gqa.convert.checkpoint import open_checkpoint
+from gqa.convert.checkpoint import Checkpoint
 from gqa.convert.derived import Entry
 from gqa.convert.family import kv_settings
 from gqa.convert.pretrained import check_complete, load_config
@@ -34,8 +34,10 @@ class OnDisk:
         return self.entry.load()[everything]
 
 
-def empty_model(checkpoint: Path, *, dtype: torch.dtype, device: torch.device, num_kv_heads: int) -> "PreTrainedModel":
-    """The causal language model that the checkpoint is, or is rewritten into, of transformers' stock class.
+def empty_model(
+    opened: Checkpoint, *, dtype: torch.dtype, device: torch.device, num_kv_heads: int
+) -> "PreTrainedModel":
+    """The causal language model that the checkpoint is, or is rewritten into, of transformers' stock class or ours.
 
     Parameters are on the meta device, buffers on `device`.
 
@@ -45,8 +47,7 @@ def empty_model(checkpoint: Path, *, dtype: torch.dtype, device: torch.device, n
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    opened = open_checkpoint(checkpoint)
-    config = load_config(checkpoint, opened.config if opened.rewrite else None, wrapped=True)
+    config = load_config(opened.path, opened.config if opened.rewrite else None, wrapped=True)
     for key, value in kv_settings(opened.family, num_kv_heads).items():
         setattr(config, key, value)
     config.use_cache = False

@@ -61,7 +61,13 @@ class StagedModel:
     """
 
     def __init__(
-        self, checkpoint: Path, *, dtype: torch.dtype, device: torch.device, groups: int | None = None
+        self,
+        checkpoint: Path,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        groups: int | None = None,
+        own_code: bool = False,
     ) -> None:
         """Read the checkpoint's headers; no weights yet.
 
@@ -70,15 +76,16 @@ class StagedModel:
             dtype: of the weights in memory and of the computation.
             device: where layers are loaded and run.
             groups: build the class with so many KV heads: `layer` must be given the tensors that replace K and V.
+            own_code: as of `open_checkpoint`.
 
         Raises:
             UserError: the checkpoint is of no supported family, damaged, or without weights.
         """
-        opened = open_checkpoint(checkpoint)
+        opened = open_checkpoint(checkpoint, own_code=own_code)
         self.family, source = opened.family, opened.shape
         self.checkpoint, self.dtype, self.device = checkpoint, dtype, device
         self.shape = replace(source, num_kv_heads=groups or source.num_kv_heads)
-        self._model = empty_model(checkpoint, dtype=dtype, device=device, num_kv_heads=self.shape.num_kv_heads)
+        self._model = empty_model(opened, dtype=dtype, device=device, num_kv_heads=self.shape.num_kv_heads)
         path, self._attention = self.family.layer.removesuffix(".").split(".{layer}.")
         self._decoder = self._model.get_submodule(path.rpartition(".")[0])
         self._layers = list(self._model.get_submodule(path).children())
@@ -202,8 +209,9 @@ class StagedModel:
     def _logits(self, states: Tensor) -> Tensor:
         """[tokens, hidden_size] -> [tokens, vocabulary]: every token as a sequence of its own."""
         alone = states.to(self.device).unsqueeze(1)
+        width = self._model.get_input_embeddings().weight.shape[1]  # of embeddings that are projected, another one
         with self._in_place_of_layers(lambda *_, **__: alone):
-            return self._model(inputs_embeds=alone, use_cache=False).logits.squeeze(1)
+            return self._model(inputs_embeds=alone[..., :width], use_cache=False).logits.squeeze(1)
 
     def _layer_arguments(self, index: int, length: int) -> Arguments:
         """What the stock model calls a layer with, recorded for all layers when a length is new."""
@@ -221,22 +229,27 @@ class StagedModel:
             return hidden.to("meta")  # the final norm has no weights now, and nobody looks at its output
 
         blank = torch.zeros(1, length, self.shape.hidden_size, dtype=self.dtype, device=self.device)
-        with self._in_place_of_layers(record), _blank_tables(self._decoder, blank):
+        with self._in_place_of_layers(record), _blank_outside(self._decoder, blank):
             self._decoder(inputs_embeds=blank, use_cache=False)
         return recorded
 
 
 @contextmanager
-def _blank_tables(decoder: nn.Module, blank: Tensor) -> Iterator[None]:
-    """Let learned positions be zeros: their table has no weights now, and layers are called with nothing of it."""
+def _blank_outside(decoder: nn.Module, blank: Tensor) -> Iterator[None]:
+    """Let learned positions, and maps and norms before the layers, put out zeros: they have no weights now, and layers
+    are called with nothing of it.
+    """
     tables = [module for module in decoder.modules() if isinstance(module, nn.Embedding)]
+    maps = [module for module in decoder.children() if isinstance(module, nn.Linear | nn.LayerNorm)]
     for table in tables:
-        table.forward = lambda ids: blank.new_zeros(*ids.shape, blank.shape[-1])
+        table.forward = lambda ids, *_, **__: blank.new_zeros(*ids.shape, blank.shape[-1])
+    for module in maps:
+        module.forward = lambda _: blank
     try:
         yield
     finally:
-        for table in tables:
-            del table.forward
+        for module in tables + maps:
+            del module.forward
 
 
 def _of_language_model(family: Family, entries: Mapping[str, Entry]) -> dict[str, Entry]:

@@ -6,6 +6,7 @@ is written as `tokenizer.json`, under the class that does just what stands in it
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +39,30 @@ def write_tokenizer(checkpoint: Path, work: Path) -> None:
         config = _config(tokenizer, config)
     else:
         config = config | {"tokenizer_class": type(tokenizer).__name__}
-    (work / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write(work / _CONFIG, config)
+
+
+def name_tokenizer(config: Mapping[str, Any], work: Path, name: str) -> None:
+    """Say of what class the tokenizer in `work` is, where there is one and nothing says it; its files stay as they are.
+
+    Args:
+        config: config.json of the original, which may say it too.
+        work: where the files are.
+        name: the class that the model type would have said.
+    """
+    said = _read(work / _CONFIG)
+    if "tokenizer_class" in said or config.get("tokenizer_class"):
+        return
+    if any((work / vocabulary).is_file() for vocabulary in _VOCABULARIES):
+        _write(work / _CONFIG, said | {"tokenizer_class": name})
 
 
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _write(path: Path, config: dict[str, Any]) -> None:
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _config(tokenizer: "PreTrainedTokenizerBase", config: dict[str, Any]) -> dict[str, Any]:

@@ -29,9 +29,7 @@ def show_plan(plan: Plan, console: Console) -> None:
 
 def show_result(plan: Plan, output: Path, seconds: float, console: Console) -> None:
     """What was made, what it saves, and what to do next."""
-    before = sum(layer.cache_bytes_before for layer in plan.layers)
-    after = sum(layer.cache_bytes_after for layer in plan.layers)
-    if plan.options.groups == plan.shape.num_kv_heads:
+    if all(layer.kv_heads_before == layer.kv_heads_after for layer in plan.layers):
         console.print(
             f"Wrote {output} in {seconds:.1f} s: {plan.options.groups} KV heads, none of them merged. To compare:",
             soft_wrap=True,
@@ -40,7 +38,7 @@ def show_result(plan: Plan, output: Path, seconds: float, console: Console) -> N
         return
     console.print(
         f"Wrote {output} in {seconds:.1f} s: {plan.shape.num_kv_heads} -> {plan.options.groups} KV heads, "
-        f"KV cache {size(before)} -> {size(after)} a token ({before / after:.3g}x smaller).",
+        f"KV cache {_cache(plan.layers)}.",
         soft_wrap=True,
     )
     if plan.options.fit:
@@ -72,8 +70,26 @@ def size(nbytes: int) -> str:
     return f"{value:.4g} {units[0]}"
 
 
-def _but_number(layer: LayerPlan) -> tuple[int, ...]:
+def _cache(layers: list[LayerPlan]) -> str:
+    """What a token takes before and after: in all, or, where its keys and values are of another input, by the site."""
+    cached = [layer for layer in layers if layer.cache_bytes_before]
+    parts = []
+    for site in dict.fromkeys(layer.site for layer in cached):
+        there = [layer for layer in cached if layer.site == site]
+        before, after = (sum(sizes) for sizes in zip(*map(_cache_bytes, there), strict=True))
+        where = f" in {site}" if site else ""
+        parts.append(f"{size(before)} -> {size(after)} a token{where}")
+    before, after = (sum(sizes) for sizes in zip(*map(_cache_bytes, cached), strict=True))
+    return f"{', '.join(parts)} ({before / after:.3g}x smaller)"
+
+
+def _cache_bytes(layer: LayerPlan) -> tuple[int, int]:
+    return layer.cache_bytes_before, layer.cache_bytes_after
+
+
+def _but_number(layer: LayerPlan) -> tuple[str | int | None, ...]:
     return (
+        layer.site,
         layer.num_heads,
         layer.kv_heads_before,
         layer.kv_heads_after,
@@ -85,8 +101,9 @@ def _but_number(layer: LayerPlan) -> tuple[int, ...]:
 
 def _row(layers: list[LayerPlan]) -> list[str]:
     first, last = layers[0], layers[-1]
+    numbers = str(first.layer) if first is last else f"{first.layer}-{last.layer}"
     return [
-        str(first.layer) if first is last else f"{first.layer}-{last.layer}",
+        f"{first.site} {numbers}" if first.site else numbers,
         str(first.num_heads),
         f"{first.kv_heads_before} -> {first.kv_heads_after}",
         f"{size(sum(layer.bytes_before for layer in layers))} -> {size(sum(layer.bytes_after for layer in layers))}",

@@ -16,11 +16,11 @@ _PARTS = "it is a multimodal checkpoint of several models, and its language mode
 
 _BY_REASON: dict[str, tuple[str, ...]] = {
     _NO_SETTING: (
-        *("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "mvp", "pegasus", "plbart"),
+        *("bigbird_pegasus", "blenderbot", "blenderbot-small", "mvp", "plbart"),
         *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
-        *("biogpt", "bloom", "cpmant", "ctrl", "gpt-sw3"),
-        *("gpt_neox_japanese", "hrm_text", "modernbert-decoder", "mpt", "openai-gpt", "persimmon"),
-        *("musicgen", "musicgen_melody", "prophetnet", "t5", "trocr", "whisper"),
+        *("biogpt", "cpmant", "ctrl", "gpt-sw3"),
+        *("gpt_neox_japanese", "hrm_text", "modernbert-decoder", "openai-gpt", "persimmon"),
+        *("musicgen", "musicgen_melody", "prophetnet", "trocr", "umt5"),
         *("reformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer"),
         *("xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xmod"),
     ),

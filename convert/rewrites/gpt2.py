@@ -1,4 +1,4 @@
-"""GPT-2: learned positions, q, k, v fused in a transposed matrix. Becomes a GPT-BigCode."""
+"""GPT-2: learned positions, q, k, v fused in a transposed matrix. Becomes a GPT-BigCode, or stays in our own code."""
 
 from functools import partial
 
@@ -8,6 +8,7 @@ from gqa.convert.derived import Made
 from gqa.convert.errors import UserError
 from gqa.convert.formulas import by_heads, made
 from gqa.convert.rewrites._gpt_bigcode import multi_head_config
+from gqa.convert.rewrites._own import both, own_config, same
 from gqa.convert.rewriting import Config, Rewrite, Target, Tensors
 
 _SAME = ("n_embd", "n_head", "n_layer", "n_positions", "n_inner", "activation_function", "layer_norm_epsilon")
@@ -15,10 +16,7 @@ _DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
 
 
 def _target(config: Config) -> Target:
-    if config["add_cross_attention"]:
-        raise UserError(
-            "gpt2 with add_cross_attention can't be converted: no class has cross-attention with one KV head"
-        )
+    _check(config)
     return Target(
         config=multi_head_config(
             **{key: config[key] for key in (*_SAME, *_DROPOUTS, "scale_attn_weights")},
@@ -33,6 +31,37 @@ def _target(config: Config) -> Target:
         layer_prefix="transformer.h.{layer}.",
         layer=partial(_layer, config),
     )
+
+
+def _own(config: Config) -> Target:
+    _check(config)
+    return Target(
+        config=own_config(config, config["n_head"]),
+        outside={f"transformer.{name}": name for name in ("wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias")}
+        | same("lm_head.weight"),
+        layer_prefix="transformer.h.{layer}.",
+        layer=lambda _: _own_layer(),
+    )
+
+
+def _own_layer() -> Tensors:
+    tensors: dict[str, str | Made] = both("ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj")
+    for index, part in enumerate("qkv"):
+        tensors |= {f"attn.{part}_proj.{kind}": made(partial(_part, index), f"attn.c_attn.{kind}") for kind in _KINDS}
+    return tensors | {
+        "attn.o_proj.weight": made(Tensor.t, "attn.c_proj.weight"),
+        "attn.o_proj.bias": "attn.c_proj.bias",
+    }
+
+
+def _check(config: Config) -> None:
+    if config["add_cross_attention"]:
+        raise UserError("gpt2 with add_cross_attention can't be converted: no class has shared KV heads there")
+
+
+def _part(index: int, fused: Tensor) -> Tensor:
+    """Queries, keys or values. [in, 3 * width] or [3 * width] -> [width, in] or [width]."""
+    return (fused.mT if fused.ndim == 2 else fused).chunk(3)[index]
 
 
 def _layer(config: Config, layer: int) -> Tensors:
@@ -82,4 +111,5 @@ REWRITE = Rewrite(
         "tie_word_embeddings": True,
     },
     target=_target,
+    own=_own,
 )

@@ -1,6 +1,7 @@
 """GPT-Neo and TinyStories: unscaled attention, local in every other layer. Becomes a GPT-BigCode of short texts.
 
 Local layers look back a window's length, which that class can't say; as long as texts are no longer, they need not.
+Our own code says it.
 """
 
 from functools import partial
@@ -11,6 +12,7 @@ from gqa.convert.derived import Made
 from gqa.convert.errors import UserError
 from gqa.convert.formulas import by_heads, made, zero_bias
 from gqa.convert.rewrites._gpt_bigcode import multi_head_config
+from gqa.convert.rewrites._own import both, own_config, same
 from gqa.convert.rewriting import Config, Rewrite, Target, Tensors
 
 
@@ -19,9 +21,7 @@ def _target(config: Config) -> Target:
     kinds = {kind for kinds, _ in config["attention_types"] for kind in kinds}
     if positions > window and kinds != {"global"}:
         raise UserError(
-            f"gpt_neo with local layers that look back {window} tokens of {positions} can't be converted: no class "
-            f"with shared KV heads has them; for texts up to {window} tokens they are as good as global: set "
-            f"max_position_embeddings to {window} in the config.json of a copy, and convert that"
+            f"gpt_neo with local layers that look back {window} tokens of {positions} can't become a gpt_bigcode"
         )
     return Target(
         config=multi_head_config(
@@ -47,6 +47,22 @@ def _target(config: Config) -> Target:
         layer_prefix="transformer.h.{layer}.",
         layer=lambda _: _layer(config["num_heads"]),
     )
+
+
+def _own(config: Config) -> Target:
+    return Target(
+        config=own_config(config, config["num_heads"]),
+        outside={f"transformer.{name}": name for name in ("wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias")}
+        | same("lm_head.weight"),
+        layer_prefix="transformer.h.{layer}.",
+        layer=lambda _: _own_layer(),
+    )
+
+
+def _own_layer() -> Tensors:
+    projections = {f"attn.{part}_proj.weight": f"attn.attention.{part}_proj.weight" for part in "qkv"}
+    output = {f"attn.o_proj.{kind}": f"attn.attention.out_proj.{kind}" for kind in ("weight", "bias")}
+    return both("ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj") | projections | output
 
 
 def _layer(heads: int) -> Tensors:
@@ -96,4 +112,5 @@ REWRITE = Rewrite(
         "tie_word_embeddings": True,
     },
     target=_target,
+    own=_own,
 )

@@ -1,6 +1,5 @@
-"""OPT and Galactica: learned positions that start at 2, separate projections. Becomes a GPT-BigCode.
-
-Only the common pre-norm shape: opt-350m has its norms behind the layers, where no class with shared KV heads has them.
+"""OPT and Galactica: learned positions that start at 2, separate projections. Becomes a GPT-BigCode, or stays in our
+own code; opt-350m, whose norms stand behind the layers, always stays.
 """
 
 import torch
@@ -10,6 +9,7 @@ from gqa.convert.derived import Made
 from gqa.convert.errors import UserError
 from gqa.convert.formulas import by_heads, made, zero_bias
 from gqa.convert.rewrites._gpt_bigcode import multi_head_config
+from gqa.convert.rewrites._own import both, own_config, same
 from gqa.convert.rewriting import Config, Rewrite, Target, Tensors
 
 
@@ -74,6 +74,29 @@ def layer(heads: int, *, biases: bool = True, affine: bool = True) -> Tensors:
     return tensors
 
 
+def _own(config: Config) -> Target:
+    width, biases, affine = (config[key] for key in ("hidden_size", "enable_bias", "layer_norm_elementwise_affine"))
+    names = ["embed_tokens.weight", "embed_positions.weight"]
+    if config["do_layer_norm_before"] and not config["_remove_final_layer_norm"] and affine:
+        names += ["final_layer_norm.weight", "final_layer_norm.bias"]
+    if (config["word_embed_proj_dim"] or width) != width:
+        names += ["project_in.weight", "project_out.weight"]
+    return Target(
+        config=own_config(config, config["num_attention_heads"]),
+        outside={f"model.decoder.{name}": f"decoder.{name}" for name in names} | same("lm_head.weight"),
+        layer_prefix="model.decoder.layers.{layer}.",
+        layer=lambda _: _own_layer(biases=biases, affine=affine),
+    )
+
+
+def _own_layer(*, biases: bool, affine: bool) -> Tensors:
+    kinds = ("weight", "bias") if biases else ("weight",)
+    tensors = same(*(f"{name}.{kind}" for name in ("fc1", "fc2") for kind in kinds))
+    tensors |= same(*(f"self_attn.{part}_proj.{kind}" for part in "qkv" for kind in kinds))
+    tensors |= {f"self_attn.o_proj.{kind}": f"self_attn.out_proj.{kind}" for kind in kinds}
+    return tensors | (both("self_attn_layer_norm", "final_layer_norm") if affine else {})
+
+
 def used_positions(table: Tensor) -> Tensor:
     """The rows of a position table that tokens use. [positions + 2, hidden_size] -> [positions, hidden_size]."""
     return table[2:]
@@ -115,4 +138,5 @@ REWRITE = Rewrite(
         "tie_word_embeddings": True,
     },
     target=_target,
+    own=_own,
 )

@@ -335,15 +335,15 @@ class Layers:
         self.plan = plan_conversion(path, ConvertOptions(groups=1, grouping="similar"))
         self.freedoms = self.plan.freedoms
         self.weights = [
-            read_layer(self.plan.family, self.plan.shape, {name: entry.load() for name, entry in layer.items()})
-            for layer in self.plan.attention
+            read_layer(place.family, place.shape, {name: entry.load() for name, entry in layer.items()})
+            for place, layer in zip(self.plan.places, self.plan.attention, strict=True)
         ]
 
     def put(self, model: PreTrainedModel, change: Callable[[AttentionWeights, Freedom], AttentionWeights]) -> None:
         """Every layer, changed, into a stock model of the checkpoint."""
-        for prefix, weights, freedom in zip(self.plan.prefixes, self.weights, self.freedoms, strict=True):
-            tensors = all_tensors(self.plan.family, change(weights, freedom))
-            named = {in_the_class(prefix + name, model): tensor for name, tensor in tensors.items()}
+        for place, weights, freedom in zip(self.plan.places, self.weights, self.freedoms, strict=True):
+            tensors = all_tensors(place.family, change(weights, freedom))
+            named = {in_the_class(place.prefix + name, model): tensor for name, tensor in tensors.items()}
             assert not model.load_state_dict(named, strict=False).unexpected_keys
 
 

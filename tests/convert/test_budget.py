@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gqa.convert.budget import cheapest, groups_within, per_layer
-from gqa.convert.checkpoint import divisors
+from gqa.convert.checkpoint import common_divisors
 from gqa.convert.damage import Damage
 from gqa.convert.errors import UserError
 from gqa.convert.forecast import Forecast
@@ -26,7 +26,7 @@ from gqa.convert.forecast import Forecast
     ],
 )
 def test_the_most_heads_within_a_share(kv_heads, share, groups):
-    assert groups_within(kv_heads, share, divisors(kv_heads)) == groups
+    assert groups_within(kv_heads, share, common_divisors([kv_heads])) == groups
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.5, 25, float("nan"), float("inf")])
@@ -70,6 +70,7 @@ def test_layers_that_lose_more_get_more():
         num_layers=9,
         kv_heads=8,
         layers=(1, 4, 7),
+        names=("1", "4", "7"),
         methods=("lowrank",),
         groups=(4, 2, 1),
         damages={

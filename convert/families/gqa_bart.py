@@ -1,0 +1,6 @@
+"""BART, with shared heads: a class of ours."""
+
+from gqa.convert.families._bart import KIN
+from gqa.convert.family import Family
+
+FAMILY = Family(model_type="gqa_bart", known_as="what BART checkpoints become", **KIN)

@@ -1,0 +1,6 @@
+"""Marian, with shared heads: a class of ours."""
+
+from gqa.convert.families._bart import KIN
+from gqa.convert.family import Family
+
+FAMILY = Family(model_type="gqa_marian", known_as="what OPUS-MT checkpoints become", **KIN)

@@ -1,0 +1,6 @@
+"""mBART, with shared heads: a class of ours."""
+
+from gqa.convert.families._bart import KIN
+from gqa.convert.family import Family
+
+FAMILY = Family(model_type="gqa_mbart", known_as="what mBART checkpoints become", **KIN)

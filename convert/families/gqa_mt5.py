@@ -1,0 +1,6 @@
+"""mT5, with shared heads: a class of ours."""
+
+from gqa.convert.families._t5 import KIN
+from gqa.convert.family import Family
+
+FAMILY = Family(model_type="gqa_mt5", known_as="what mT5 checkpoints become", **KIN)
