@@ -7,7 +7,7 @@
       model-longer/                 the same after as many steps more as its conversions get
       METHOD-gN/, METHOD-gN-healed/ a conversion to N KV heads, and what uptraining makes of it
       report/                       all of them on held-out text
-      seconds.json                  what every stage took
+      seconds.json                  what every stage took, of the clock and of the processor
 
 Every stage goes on where it was stopped, and none is done twice.
 """
@@ -104,22 +104,23 @@ class Journey:
         report = evaluate(named, options, self.directory / "report", overwrite=True)
         seconds = self._seconds()
         table = [(*HEADINGS, "made in"), ("---", *("---:" for _ in HEADINGS))]
-        table += [(*cells, f"{seconds[cells[0]]:.0f} s") for cells in table_cells(report)]
+        table += [(*cells, "{:.0f} s ({:.0f} s)".format(*seconds[cells[0]])) for cells in table_cells(report)]
         return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
 
     def _stage(self, name: str, make: Callable[[], object]) -> None:
         """Make DIRECTORY/`name` unless it is there, and add to the seconds that it took."""
         if (self.directory / name).exists():
             return
-        began = time.monotonic()
+        began = time.monotonic(), time.process_time()
         try:
             make()
         finally:
             seconds = self._seconds()
-            seconds[name] = seconds.get(name, 0.0) + time.monotonic() - began
+            took = time.monotonic() - began[0], time.process_time() - began[1]
+            seconds[name] = [before + more for before, more in zip(seconds.get(name, [0.0, 0.0]), took, strict=True)]
             (self.directory / "seconds.json").write_text(json.dumps(seconds, indent=2) + "\n", encoding="utf-8")
-        typer.echo(f"{name}: {seconds[name]:.0f} s", err=True)
+        typer.echo(f"{name}: {seconds[name][0]:.0f} s", err=True)
 
-    def _seconds(self) -> dict[str, float]:
+    def _seconds(self) -> dict[str, list[float]]:
         path = self.directory / "seconds.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
