@@ -126,10 +126,8 @@ class Opener:
         text = Text(*self._where(config.source_column), self.checkpoint, self._share(), "sources", config.target_column)
         train, held_out = self._sides(text, tail, pad)
         if config.validation_data and self._validates():
-            where = config.validation_data, config.source_column, None, config.validation_split
-            held_out, _ = self._sides(
-                replace(text, data=where[0], subset=None, split=where[3], held_out_share=0.0), tail, pad
-            )
+            given = replace(text, data=config.validation_data, subset=None, split=config.validation_split)
+            held_out, _ = self._sides(replace(given, held_out_share=0.0), tail, pad)
         if not len(train):
             raise UserError(f"{config.data} holds no pair to train on; give more, or hold out less")
         judged = held_out if self._validates() else None

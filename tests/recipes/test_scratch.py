@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -46,9 +47,8 @@ def test_the_model_is_the_configuration_s_own_in_fp32(tmp_path: Path, text: dict
 
 
 def test_an_encoder_decoder_has_t5s_layout_of_tokens(tmp_path: Path, text: dict[str, Path]):
-    config = T5Config(
-        vocab_size=330, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, n_positions=64, **T5_TOKENS
-    )
+    sizes: dict[str, Any] = {"vocab_size": 330, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4}
+    config = T5Config(n_positions=64, **sizes, **T5_TOKENS)  # pyright: ignore[reportCallIssue] - old, but everywhere
     write_random_checkpoint(tmp_path, text["train"], config, end_of_text="</s>", sentinels=10)
     tokenizer, model = AutoTokenizer.from_pretrained(tmp_path), AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.model_max_length) == (0, 1, 64)

@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,9 @@ def plain_pairs(config: UptrainConfig, objective: str, step: int) -> Pairs:
         return found
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     rows = [json.loads(line) for line in Path(config.data).read_text().splitlines()]
-    sides = [
-        open_stores(Text(config.data, "source", None, "train", checkpoint, 0.0, kind, "target"), cache, lambda _: None)[
-            0
-        ]
-        for kind in ("sources", "targets")
-    ]
-    order = PairSampler(PairStore(*sides, (32, 20), 1, 0), config.batch_size, config.seed).samples(step)
+    text = Text(config.data, "source", None, "train", checkpoint, 0.0, "sources", "target")
+    sources, targets = (open_stores(side, cache, lambda _: None)[0] for side in (text, replace(text, kind="targets")))
+    order = PairSampler(PairStore(sources, targets, (32, 20), 1, 0), config.batch_size, config.seed).samples(step)
     return [
         (
             tokenizer(rows[pair]["source"], truncation=True, max_length=32)["input_ids"],

@@ -1,11 +1,13 @@
 """Pairs: every one once an epoch, cut and padded so that nothing but their own tokens counts."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gqa.convert.errors import UserError
+from gqa.convert.pretrained import load_tokenizer
 from gqa.uptrain.batches import IGNORED
 from gqa.uptrain.pairs import PairSampler, PairStore
 from gqa.uptrain.tokens import Text, TokenStore, open_stores
@@ -63,8 +65,6 @@ def test_tokens_and_targets_are_those_that_are_not_padding(store):
 
 
 def test_both_sides_hold_out_the_same_pairs(make_encoder_decoder, tmp_path: Path):
-    import json
-
     checkpoint = make_encoder_decoder()
     data = tmp_path / "pairs.jsonl"
     pairs = [(f"source {number}", f"target {number % 7}") for number in range(60)]
@@ -77,13 +77,13 @@ def test_both_sides_hold_out_the_same_pairs(make_encoder_decoder, tmp_path: Path
     (train, held_out), (train_targets, held_out_targets) = stores
     assert len(train.starts) == len(train_targets.starts) > 30
     assert len(held_out.starts) == len(held_out_targets.starts) == 60 - len(train.starts) > 5
-    from gqa.convert.pretrained import load_tokenizer
-
     tokenizer = load_tokenizer(checkpoint)
-    sources, targets = (PairStore(*sides, (99, 99), 1, 0) for sides in zip(*stores, strict=True))
     found = [
         (tokenizer.decode(read.input_ids[0], skip_special_tokens=True), tokenizer.decode(read.labels[0, :-1]))
-        for store in (sources, targets)
+        for store in (
+            PairStore(train, train_targets, (99, 99), 1, 0),
+            PairStore(held_out, held_out_targets, (99, 99), 1, 0),
+        )
         for read in (store.read(np.array([number])) for number in range(len(store)))
     ]
     assert sorted(found) == sorted(pairs)
