@@ -56,7 +56,7 @@ def make(directory: Path) -> None:
 
 def main(
     directory: Annotated[Path, typer.Argument(help="Folder for the text and all checkpoints.")],
-    max_steps: Annotated[int, typer.Option(help="Steps of the pretraining, of 2512 tokens.")] = 1500,
+    max_steps: Annotated[int, typer.Option(help="Steps of the pretraining, of 2512 tokens.")] = 1000,
     share: Annotated[float, typer.Option(help="Steps of uptraining, as a share of them.")] = 0.05,
     compile_model: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Compile the model: faster, needs a C++ compiler.")

@@ -1,4 +1,4 @@
-"""A model shaped as Pythia is, trained from nothing, converted to phi with half of its KV heads or fewer, and healed.
+"""A model shaped as Pythia is, trained from nothing, converted to phi with half of its KV heads, and healed.
 
 A GPT-NeoX of 5.8 million parameters (parallel residual, a quarter of every head rotary, biases everywhere, embeddings
 not tied; 6 layers, 8 heads of 32) on the source of the Python standard library, some modules held out. Run it as
@@ -59,7 +59,7 @@ def main(
         bool, typer.Option("--compile/--no-compile", help="Compile the model: faster, needs a C++ compiler.")
     ] = True,
 ) -> None:
-    """Train, convert to 4 and 2 of 8 KV heads, heal, and print the table."""
+    """Train, convert to 4 of 8 KV heads, heal, and print the table."""
     journey = Journey(
         directory=directory,
         make=make,
@@ -68,7 +68,7 @@ def main(
         share=share,
         scoring=SCORING,
         methods=("mean", "lowrank"),
-        groups=(4, 2),
+        groups=(4,),
     )
     typer.echo(journey.run())
 

@@ -111,8 +111,8 @@ def pair_material(tokenizer: "PreTrainedTokenizerBase", options: EvalOptions, ch
 
 
 def _check_options(options: EvalOptions, checkpoint: object) -> None:
-    for name, asked in (("stride", options.stride), ("bos", options.bos != "auto" or None)):
-        if asked is not None:
+    for name, asked in (("stride", options.stride is not None), ("bos", options.bos != "auto")):
+        if asked:
             raise UserError(f"{name} is for decoders, and {checkpoint} is an encoder-decoder; leave it out")
 
 

@@ -4,9 +4,10 @@ with holes and a target that fills them.
 The law, for a window of L tokens: n = round(0.15 L) of them are noise, in s = round(n / 3) spans (each at least 1, and
 n at most L - 1). The n noise tokens are cut into s lengths, and the L - n others into s lengths, each cut one of all
 that there are with equal chance, no length being 0. Spans then alternate, the first one kept, the last one noise, so no
-two noise spans touch. In the source every noise span is one sentinel, `<extra_id_0>` from the left on; the target is
-every sentinel followed by its span. Both end in EOS. So their lengths depend on L alone, L - n + s + 1 and n + s + 1,
-and windows of one length need no padding.
+two noise spans touch, and one that is alone ends the window. In the source every noise span is one sentinel,
+`<extra_id_0>` from the left on; the target is every sentinel followed by its span. Both end in EOS. So their lengths
+depend on L alone, L - n + s + 1 and n + s + 1, and windows of one length need no padding. A text that spells a sentinel
+is taken to hold one: it can't be told from those put there.
 
 Chance comes from the raw bits of a counter-based generator, which numpy promises not to change: what is drawn for a
 window is a function of two numbers, the seed and the window's own.
