@@ -1,5 +1,6 @@
 """What is to be measured: checkpoints with their labels and their data, all checked before any model is loaded."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,10 +109,15 @@ def _material(
 
 
 def _identity(tokenizer: "PreTrainedTokenizerBase", path: Path) -> str:
-    """Equal for tokenizers that make the same tokens of every text; pure Python ones are told apart by their path."""
-    if not tokenizer.is_fast:
-        return str(path)
+    """Equal for tokenizers that make the same tokens of every text."""
     special = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    if not tokenizer.is_fast:  # pure Python (Marian's, ByT5's): its class, vocabulary and files say what it does
+        digest = hashlib.sha256(
+            repr((type(tokenizer).__name__, special, sorted(tokenizer.get_vocab().items()))).encode()
+        )
+        for name in sorted(set(tokenizer.vocab_files_names.values())):
+            digest.update((path / name).read_bytes() if (path / name).is_file() else b"")
+        return digest.hexdigest()
     return f"{special} {tokenizer.backend_tokenizer.to_str()}"  # pyright: ignore[reportAttributeAccessIssue]
 
 

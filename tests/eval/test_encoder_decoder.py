@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, WhisperConfig
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, ByT5Tokenizer, WhisperConfig
 
 from gqa.convert.errors import UserError
 from gqa.eval.evaluate import evaluate
@@ -97,6 +97,18 @@ def test_text_is_scored_under_span_corruption(t5, data, texts, documents):
     total = sum(map(len, cuts))
     assert masked / total == pytest.approx(0.15, abs=0.03)
     assert 0.05 < row.sample.num_bytes / sum(len(text.encode()) for text in texts) < 0.25
+
+
+def test_a_tokenizer_in_pure_python_is_known_again(make_encoder_decoder, data):
+    checkpoints = [make_encoder_decoder(name, seed=seed, vocab_size=384) for seed, name in enumerate(("one", "other"))]
+    for checkpoint in checkpoints:
+        for file in checkpoint.glob("tokenizer*"):
+            file.unlink()
+        ByT5Tokenizer(extra_ids=100).save_pretrained(checkpoint)
+    one, other = evaluate(checkpoints, options(data, max_tokens=300)).rows
+    assert one.subject.material is other.subject.material
+    assert other.ratio is not None
+    assert one.bits_per_byte
 
 
 def test_the_seed_decides_what_is_corrupted(t5, data):
