@@ -1,6 +1,6 @@
 """The paper's experiment in small: a T5 trained from nothing, its decoder converted, uptrained for 5% of its steps.
 
-A T5.1.1 of 5 million parameters (3 + 3 layers, hidden size 256, 8 heads of 32, gated GELU, a vocabulary of 2048 with
+A T5.1.1 of 3.5 million parameters (2 + 2 layers, hidden size 256, 8 heads of 32, gated GELU, a vocabulary of 1024 with
 sentinels beside it) learns span corruption on the source of the Python standard library, some modules held out. As in
 the paper the decoder's self-attention and cross-attention are converted, the encoder is not. Run it as
 
@@ -18,11 +18,11 @@ from gqa.recipes.demo.scratch import T5_TOKENS, write_random_checkpoint
 
 SENTINELS = 32
 MODEL: dict[str, Any] = {
-    "vocab_size": 2048 + SENTINELS,
+    "vocab_size": 1024 + SENTINELS,
     "d_model": 256,
     "d_kv": 32,
     "d_ff": 512,
-    "num_layers": 3,
+    "num_layers": 2,
     "num_heads": 8,
     "feed_forward_proj": "gated-gelu",
     "dropout_rate": 0.0,  # as in the pretraining of T5.1.1
@@ -35,13 +35,13 @@ TRAINING: dict[str, Any] = {
     "learning_rate": 2e-3,
     "warmup_ratio": 0.05,
     "min_lr_ratio": 0.05,
-    "validation_tokens": 16_384,
+    "validation_tokens": 8192,
     "log_every": 1,
 }
 HEALING: dict[str, Any] = {"learning_rate": 1e-3, "warmup_ratio": 0.1}
 """Half the peak of the pretraining, which has fallen to a twentieth of it."""
 
-SCORING: dict[str, Any] = {"window": 128, "max_tokens": 131_072, "dtype": "float32"}
+SCORING: dict[str, Any] = {"window": 128, "max_tokens": 65_536, "dtype": "float32"}
 
 
 def make(directory: Path) -> None:

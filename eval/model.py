@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from gqa.convert.errors import UserError, first_line
 from gqa.convert.pretrained import check_complete, load_config
 from gqa.convert.tensors import weight_files
+from gqa.eval.teacher import decoder_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -51,4 +52,19 @@ def load_model(
     missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
     check_complete(checkpoint, mismatched=mismatched, missing=missing, unexpected=unexpected)
     assert not report["error_msgs"], report["error_msgs"]
+    if config.is_encoder_decoder:
+        _check_start(model, checkpoint)
     return model.to(device).eval()
+
+
+def _check_start(model: "PreTrainedModel", checkpoint: Path) -> None:
+    """Refuse an encoder-decoder that can't tell what targets begin with, before anything is run."""
+    import torch
+
+    try:
+        decoder_inputs(model, torch.zeros((1, 2), dtype=torch.int64))
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(
+            f"the config.json of {checkpoint} lacks decoder_start_token_id or pad_token_id, which every target begins "
+            "with and is padded with; add them (T5's are both 0)"
+        ) from None

@@ -107,7 +107,7 @@ def _finish(setup: Setup, trainer: Trainer) -> UptrainResult:
     if accelerator.is_main_process:
         named = {name.removeprefix("model."): tensor for name, tensor in weights.items()}  # the objective's own name
         facts = {"config": as_json(setup.config), "objective": setup.data.objective, "steps": plan.steps}
-        facts |= {"tokens": tokens, "validation": lines}
+        facts |= {"tokens": tokens, "trained_on": setup.data.described, "validation": lines}
         setup.export.write(setup.model, named, facts)
     accelerator.wait_for_everyone()
     return UptrainResult(plan.output, plan.run_dir, plan.steps, tokens, lines)

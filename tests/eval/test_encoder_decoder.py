@@ -193,6 +193,16 @@ def test_what_is_for_decoders_is_refused(t5, pairs, make_checkpoint):
         evaluate([make_checkpoint(), t5], options(pairs, text_column="target"))
 
 
+def test_a_start_that_is_not_said_is_an_error(make_encoder_decoder, pairs):
+    checkpoint = make_encoder_decoder()
+    for file in ("config.json", "generation_config.json"):
+        said = json.loads((checkpoint / file).read_text())
+        said.pop("decoder_start_token_id", None)
+        (checkpoint / file).write_text(json.dumps(said))
+    with pytest.raises(UserError, match="lacks decoder_start_token_id or pad_token_id"):
+        evaluate([checkpoint], options(pairs))
+
+
 def test_sound_is_no_text(t5, pairs, tmp_path: Path):
     WhisperConfig().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((t5 / "model.safetensors").read_bytes())
