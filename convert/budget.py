@@ -17,6 +17,8 @@ class PerLayer:
 
     layers: tuple[int, ...]
     """the layers that were looked at"""
+    names: tuple[str, ...]
+    """of these, for people"""
     counts: tuple[int, ...]
     """KV heads of each: never more in all than one number for all has"""
     uniform_damage: float
@@ -53,6 +55,7 @@ def per_layer(forecast: Forecast, method: str, groups: int) -> PerLayer:
     counts = cheapest(costs, total=groups * len(costs))
     return PerLayer(
         layers=forecast.layers,
+        names=forecast.names,
         counts=tuple(counts),
         uniform_damage=sum(cost[groups] for cost in costs) / len(costs),
         damage=sum(cost[count] for cost, count in zip(costs, counts, strict=True)) / len(costs),

@@ -93,8 +93,8 @@ def show_per_layer(found: PerLayer, groups: int, console: Console) -> None:
         said = f"No other distribution of as many KV heads over layers is predicted to lose less than {groups} in each."
     else:
         less = 1 - found.damage / found.uniform_damage
-        where = zip(found.layers, found.counts, strict=True)
-        counts = ", ".join(f"{count} in layer {layer}" for layer, count in where if count != groups)
+        where = zip(found.names, found.counts, strict=True)
+        counts = ", ".join(f"{count} in layer {name}" for name, count in where if count != groups)
         said = (
             f"A number for every layer, no more in all, would lower the predicted damage by {less:.0%} ({counts}; "
             f"{groups} elsewhere); stock classes want one number for all."
@@ -128,7 +128,8 @@ def show_hint(hint: Hint | None, checkpoint: str, groups: int, console: Console)
         f"Of what a token adds to the output, {hint.method} keeps {hint.kept:.0%}, {hint.better} would keep "
         f"{hint.better_kept:.0%} (a sample):",
     )
-    _say(console, "  " + shlex.join(["gqa-convert", checkpoint, "--groups", str(groups), "--method", hint.better]))
+    words = ["gqa-convert", checkpoint, "--groups", str(groups), "--method", hint.better, *hint.options]
+    _say(console, "  " + shlex.join(words))
 
 
 def _say(console: Console, sentence: str) -> None:

@@ -21,8 +21,8 @@ COLUMNS = ("model type", "checkpoints", "output", "keys", "values")
 LEGEND = (
     "Every method takes every family. Those that rewrite queries and output projections (aligned, lowrank) map keys\n"
     "and values onto each other before they merge; where a norm, a gate or a clamp sees single components, they are\n"
-    "averaged, as mean does. Stock: the output loads with transformers alone; own code: it brings the file of code that\n"
-    "it needs.\n"
+    "averaged, as mean does. Stock: the output loads with transformers alone; own code: it brings the file of code\n"
+    "that it needs.\n"
 )
 
 _KEYS = {"free": "mapped", "scaled": "mapped", "normed": "averaged", "clipped": "averaged"}

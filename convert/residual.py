@@ -61,8 +61,9 @@ def _nothing(
         return residual
     with torch.no_grad():
         form = forward((hidden[:1, :1] if hidden.ndim > 2 else hidden[:1]).detach())
-    zeros = torch.zeros_like(hidden)
-    return (zeros, *form[1:]) if isinstance(form, tuple) else zeros
+    if isinstance(form, tuple):
+        return (torch.zeros_like(hidden), *form[1:])
+    return hidden.new_zeros(*hidden.shape[:-1], form.shape[-1])  # a matrix on its own may have another width
 
 
 def _holds_matrices(module: nn.Module) -> bool:

@@ -3,4 +3,4 @@
 from gqa.convert.families._bart import KIN
 from gqa.convert.family import Family
 
-FAMILY = Family(model_type="gqa_bart", known_as="what BART checkpoints become", **KIN)
+FAMILY = Family(model_type="gqa_bart", known_as="What BART becomes", **KIN)

@@ -3,4 +3,4 @@
 from gqa.convert.families._bart import KIN
 from gqa.convert.family import Family
 
-FAMILY = Family(model_type="gqa_marian", known_as="what OPUS-MT checkpoints become", **KIN)
+FAMILY = Family(model_type="gqa_marian", known_as="What OPUS-MT becomes", **KIN)

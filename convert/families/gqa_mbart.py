@@ -3,4 +3,4 @@
 from gqa.convert.families._bart import KIN
 from gqa.convert.family import Family
 
-FAMILY = Family(model_type="gqa_mbart", known_as="what mBART checkpoints become", **KIN)
+FAMILY = Family(model_type="gqa_mbart", known_as="What mBART becomes", **KIN)

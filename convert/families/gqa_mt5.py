@@ -3,4 +3,4 @@
 from gqa.convert.families._t5 import KIN
 from gqa.convert.family import Family
 
-FAMILY = Family(model_type="gqa_mt5", known_as="what mT5 checkpoints become", **KIN)
+FAMILY = Family(model_type="gqa_mt5", known_as="What mT5 becomes", **KIN)

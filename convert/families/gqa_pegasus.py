@@ -3,4 +3,4 @@
 from gqa.convert.families._bart import KIN
 from gqa.convert.family import Family
 
-FAMILY = Family(model_type="gqa_pegasus", known_as="what Pegasus checkpoints become", **KIN)
+FAMILY = Family(model_type="gqa_pegasus", known_as="What Pegasus becomes", **KIN)

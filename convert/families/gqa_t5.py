@@ -3,4 +3,4 @@
 from gqa.convert.families._t5 import KIN
 from gqa.convert.family import Family
 
-FAMILY = Family(model_type="gqa_t5", known_as="what T5 and FLAN-T5 become", **KIN)
+FAMILY = Family(model_type="gqa_t5", known_as="What T5 and FLAN-T5 become", **KIN)

@@ -3,6 +3,4 @@
 from gqa.convert.families._bart import KIN
 from gqa.convert.family import Family
 
-FAMILY = Family(
-    model_type="gqa_whisper", known_as="what Whisper checkpoints become", named_heads="alignment_heads", **KIN
-)
+FAMILY = Family(model_type="gqa_whisper", known_as="What Whisper becomes", named_heads="alignment_heads", **KIN)

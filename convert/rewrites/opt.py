@@ -17,15 +17,15 @@ def _target(config: Config) -> Target:
     width = config["hidden_size"]
     if not config["do_layer_norm_before"]:
         raise UserError(
-            "opt with its norms behind the layers (do_layer_norm_before false, as in opt-350m) can't be converted: no "
-            "class of transformers with shared KV heads has them there"
+            "opt with its norms behind the layers (do_layer_norm_before false, as in opt-350m) can't become a "
+            "gpt_bigcode, which has none there"
         )
     if config["_remove_final_layer_norm"]:
-        raise UserError("opt without its final norm can't be converted: every class with shared KV heads has one")
+        raise UserError("opt without its final norm can't become a gpt_bigcode, which has one")
     if (config["word_embed_proj_dim"] or width) != width:
         raise UserError(
-            f"opt with embeddings of {config['word_embed_proj_dim']} for hidden states of {width} can't be converted: "
-            "no class of transformers with shared KV heads projects them"
+            f"opt with embeddings of {config['word_embed_proj_dim']} for hidden states of {width} can't "
+            "become a gpt_bigcode, which does not project them"
         )
     affine = config["layer_norm_elementwise_affine"]
     return Target(

@@ -111,5 +111,5 @@ def test_grouped_query_checkpoints_reduce_further(variant, load, logits_of, tmp_
 
 
 def test_every_family_is_tested_here(variants):
-    multi_query = {name for name, family in all_families().items() if family.multi_query_key}  # have tests of their own
-    assert {variant.model_type for variant in variants} == set(all_families()) - multi_query
+    others = {name for name, family in all_families().items() if family.multi_query_key or family.own_code}
+    assert {variant.model_type for variant in variants} == set(all_families()) - others  # which have their own tests

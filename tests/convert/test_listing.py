@@ -58,10 +58,21 @@ def test_reasons_are_those_that_a_conversion_gives(named, entry, name, tmp_path)
 
 @pytest.mark.parametrize(
     ("model_type", "output", "kv_heads"),
-    [("llama", ["llama"], "any"), ("gpt_neox", ["phi", "nemotron"], "any"), ("gpt2", ["gpt_bigcode"], "one")],
+    [
+        ("llama", ["llama"], "any"),
+        ("gpt_neox", ["phi", "nemotron"], "any"),
+        ("gpt2", ["gpt_bigcode"], "any"),
+        ("xglm", ["gpt_bigcode"], "one"),
+    ],
 )
 def test_what_comes_out(entry, model_type, output, kv_heads):
     assert (entry(model_type).output, entry(model_type).kv_heads) == (output, kv_heads)
+
+
+def test_whose_code_loads_it(entry):
+    assert [entry(name).code for name in ("llama", "gpt2", "bloom", "gqa_gpt2")] == ["stock", "stock", "own", "own"]
+    assert [entry(name).more_heads for name in ("llama", "gpt2", "bloom")] == [None, "gqa_gpt2", None]
+    assert entry("gpt2").row[2] == "gpt_bigcode, stock, with one KV head; gqa_gpt2, own code, with more"
 
 
 def test_json_has_all_of_it():

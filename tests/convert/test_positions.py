@@ -5,6 +5,7 @@ import importlib
 import pytest
 import torch
 
+from gqa.convert.checkpoint import open_checkpoint
 from gqa.convert.plan import ConvertOptions, plan_conversion
 from gqa.convert.positions import Rotation
 from gqa.convert.skeleton import empty_model
@@ -18,7 +19,9 @@ def rotations_of(tmp_path):
         variant.model(**config).float().save_pretrained(tmp_path)
         plan = plan_conversion(tmp_path, ConvertOptions(groups=1, method="lowrank"))
         cpu = torch.device("cpu")
-        model = empty_model(tmp_path, dtype=torch.float32, device=cpu, num_kv_heads=plan.shape.num_kv_heads)
+        model = empty_model(
+            open_checkpoint(tmp_path), dtype=torch.float32, device=cpu, num_kv_heads=plan.shape.num_kv_heads
+        )
         return [freedom.rotation for freedom in plan.freedoms], model
 
     return make

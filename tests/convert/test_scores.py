@@ -5,6 +5,7 @@ import importlib
 import pytest
 import torch
 
+from gqa.convert.checkpoint import open_checkpoint
 from gqa.convert.plan import ConvertOptions, plan_conversion
 from gqa.convert.scores import FARTHEST, commuting, over_distances
 from gqa.convert.skeleton import empty_model
@@ -58,7 +59,8 @@ def test_errors_in_keys_weigh_what_they_move_real_scores_by(named, name, tmp_pat
     plan = plan_conversion(tmp_path, ConvertOptions(groups=1, method="lowrank"))
     rotation, head_dim = plan.freedoms[0].rotation, plan.shape.head_dim
     module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
-    model = empty_model(tmp_path, dtype=torch.float32, device=torch.device("cpu"), num_kv_heads=8)
+    opened = open_checkpoint(tmp_path)
+    model = empty_model(opened, dtype=torch.float32, device=torch.device("cpu"), num_kv_heads=8)
     positions = torch.arange(rotation.context)[None]
     cos, sin = (part.double() for part in model.model.rotary_emb(torch.zeros(1, dtype=torch.float64), positions))
     turning = 2 * rotation.pairs

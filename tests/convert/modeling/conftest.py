@@ -36,9 +36,8 @@ class Own:
         """The configuration of the stock class, or of ours."""
         register()
         common = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-        return AutoConfig.for_model(
-            f"gqa_{self.model_type}" if own else self.model_type, **common, **self.extra | settings
-        )
+        model_type = f"gqa_{self.model_type}" if own else self.model_type
+        return AutoConfig.for_model(model_type, **(common | self.extra | settings))
 
     def stock(self, randomised: Callable[..., PreTrainedModel], **settings: Any) -> PreTrainedModel:
         """The stock model in float64, everything random."""

@@ -117,7 +117,7 @@ def test_the_file_that_goes_along_stands_alone(model_type):
     assert all(node in tree.body for node in imported)
     names = {alias.name for node in imported if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in imported if isinstance(node, ast.ImportFrom)}
-    assert {name.partition(".")[0] for name in names} <= {"torch", "transformers", "typing", "contextlib"}
+    assert {name.partition(".")[0] for name in names} <= {"torch", "transformers", *sys.stdlib_module_names}
     defined = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     assert {kind.rpartition(".")[2] for kind in single_file.settings(model_type)["auto_map"].values()} <= defined  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -266,7 +266,8 @@ def test_old_names_of_bloom(saved, load, tmp_path):
     """Without the prefix of the model with a head, the width called n_embed."""
     checkpoint = saved("bloom")
     expected = logits(load(checkpoint))
-    AutoModelForCausalLM.from_pretrained(checkpoint).transformer.save_pretrained(checkpoint)
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint)
+    model.transformer.save_pretrained(checkpoint)
     config = json.loads((checkpoint / "config.json").read_text())
     config["n_embed"] = config.pop("hidden_size")
     (checkpoint / "config.json").write_text(json.dumps(config))

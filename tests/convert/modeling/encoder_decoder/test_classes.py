@@ -55,6 +55,13 @@ def test_generation_is_that_of_the_stock_model(seq2seq, beams):
     assert len(expected.unique()) > 2  # or nothing but one token over and over would do
 
 
+@pytest.mark.parametrize("name", ["t5", "bart", "whisper"])
+def test_a_cache_of_fixed_length_does_too(name, seq2seq_named):
+    seq2seq = seq2seq_named(name)
+    ours, static = seq2seq.ours(2), {"cache_implementation": "static", "disable_compile": True}
+    assert torch.equal(generated(ours, seq2seq, **static), generated(ours, seq2seq))
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_caches_hold_the_shared_heads_alone(seq2seq, groups):
     ours = seq2seq.ours(groups)
@@ -99,9 +106,15 @@ def test_checkpointed_gradients_are_the_same(seq2seq):
                 module.p = 0.0
             if isinstance(getattr(module, "dropout", None), float):
                 vars(module)["dropout"] = 0.0
+        calls = []
+        k_proj = next(
+            module for name, module in model.named_modules() if name.endswith(".k_proj") and "decoder" in name
+        )
+        k_proj.register_forward_hook(lambda *_, calls=calls: calls.append(None))
         if checkpointed:
             model.activation_checkpointing_enable()
         model(**seq2seq.inputs(), labels=seq2seq.target(), use_cache=False).loss.backward()
+        assert len(calls) == (2 if checkpointed else 1)
         gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     assert any("k_proj" in name for name in gradients[0])
