@@ -60,8 +60,8 @@ class Journey:
     training: Mapping[str, Any]
     """Options of the pretraining, `max_steps` among them."""
 
-    healing: Mapping[str, Any]
-    """Those that are other in healing."""
+    healing: Mapping[str, Mapping[str, Any]]
+    """Those that are other in healing, by the method; under `model` for the model itself, trained on."""
 
     share: float
     """Steps of healing, as a share of those of pretraining (the paper's alpha)."""
@@ -96,7 +96,8 @@ class Journey:
 
     def _heal(self, name: str, output: str) -> None:
         steps = math.ceil(self.share * self.training["max_steps"])
-        train(self.directory, name, output, {**self.training, **self.healing, "max_steps": steps, "eval_every": steps})
+        changed = {**self.healing[name.partition("-g")[0]], "max_steps": steps, "eval_every": steps}
+        train(self.directory, name, output, {**self.training, **changed})
 
     def _evaluate(self, names: list[str]) -> str:
         options = EvalOptions(data=str(self.directory / HELD_OUT_FILE), **self.scoring)

@@ -38,8 +38,12 @@ TRAINING: dict[str, Any] = {
     "validation_tokens": 8192,
     "log_every": 1,
 }
-HEALING: dict[str, Any] = {"learning_rate": 1e-3, "warmup_ratio": 0.1}
-"""Half the peak of the pretraining, which has fallen to a twentieth of it."""
+HEALING: dict[str, dict[str, Any]] = {
+    "mean": {"learning_rate": 1e-3, "warmup_ratio": 0.1},
+    "lowrank": {"learning_rate": 3e-4, "warmup_ratio": 0.1},
+    "model": {"learning_rate": 3e-4, "warmup_ratio": 0.1},
+}
+"""For what has lost much, half the peak of the pretraining; for what is nearly whole, a third of that."""
 
 SCORING: dict[str, Any] = {"window": 128, "max_tokens": 65_536, "dtype": "float32"}
 
@@ -56,7 +60,7 @@ def make(directory: Path) -> None:
 
 def main(
     directory: Annotated[Path, typer.Argument(help="Folder for the text and all checkpoints.")],
-    max_steps: Annotated[int, typer.Option(help="Steps of the pretraining, of 2512 tokens.")] = 1000,
+    max_steps: Annotated[int, typer.Option(help="Steps of the pretraining, of 2512 tokens.")] = 400,
     share: Annotated[float, typer.Option(help="Steps of uptraining, as a share of them.")] = 0.05,
     compile_model: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Compile the model: faster, needs a C++ compiler.")

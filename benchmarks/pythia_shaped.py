@@ -37,8 +37,12 @@ TRAINING: dict[str, Any] = {
     "validation_tokens": 16_384,
     "log_every": 1,
 }
-HEALING: dict[str, Any] = {"learning_rate": 1e-3, "warmup_ratio": 0.1}
-"""Half the peak of the pretraining, which has fallen to a twentieth of it."""
+HEALING: dict[str, dict[str, Any]] = {
+    "mean": {"learning_rate": 1e-3, "warmup_ratio": 0.1},
+    "lowrank": {"learning_rate": 1e-4, "warmup_ratio": 0.1},
+    "model": {"learning_rate": 1e-4, "warmup_ratio": 0.1},
+}
+"""For what has lost much, half the peak of the pretraining; for what is nearly whole, the rate that it ended with."""
 
 SCORING: dict[str, Any] = {"window": 256, "max_tokens": 131_072, "dtype": "float32"}
 
