@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from journey import train
 from rich.console import Console
 from transformers import Qwen2Config, Qwen2Tokenizer
 
 from gqa.convert.directory import atomic_directory
 from gqa.recipes.demo.scratch import SPECIAL_TOKENS, write_random_checkpoint
-from gqa.uptrain import UptrainConfig, uptrain
 
 MODEL: dict[str, Any] = {
     "vocab_size": 4096,
@@ -66,19 +66,7 @@ def main(
             write_corpus(work)
             (work / "initial").mkdir()
             write_initial(work / "initial", work / "train.jsonl")
-    result = uptrain(
-        UptrainConfig(
-            checkpoint=str(directory / "initial"),
-            data=str(directory / "train.jsonl"),
-            validation_data=str(directory / "heldout.jsonl"),  # watched, never chosen by
-            output=directory / "model",
-            overwrite=True,
-            cache_dir=directory / "tokens",
-            max_tokens=max_tokens,
-            compile=compile_model,
-            **TRAINING,
-        )
-    )
+    result = train(directory, "initial", "model", TRAINING | {"max_tokens": max_tokens, "compile": compile_model})
     Console().print(result)
 
 
@@ -90,10 +78,10 @@ def write_initial(directory: Path, text: Path) -> None:
 
 def write_corpus(directory: Path) -> None:
     """Write train.jsonl and heldout.jsonl, a source file's docstrings a line; a document's own hash decides where."""
-    with (directory / "train.jsonl").open("w") as train, (directory / "heldout.jsonl").open("w") as held_out:
+    with (directory / "train.jsonl").open("w") as kept, (directory / "heldout.jsonl").open("w") as held_out:
         for text in documents():
             share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) / 2**32
-            (held_out if share < HELD_OUT_SHARE else train).write(json.dumps({"text": text}) + "\n")
+            (held_out if share < HELD_OUT_SHARE else kept).write(json.dumps({"text": text}) + "\n")
 
 
 def documents() -> Iterator[str]:

@@ -1,12 +1,20 @@
-"""Reading documents, one text at a time: text files, JSON lines, Parquet, folders of these, and datasets on the Hub."""
+"""Reading documents, one text at a time: text files, JSON lines, Parquet, folders of these, and datasets on the Hub.
+
+Rows may have several texts, as a source and its target: what is read is the columns asked for.
+"""
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gqa.convert.errors import UserError, did_you_mean, first_line
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _FOLDER_SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -29,10 +37,56 @@ def read_documents(
         UserError: nothing is there (at once), or, while reading: it is empty, not UTF-8 (file and byte offset), a line
             is not JSON (file and line), the column is missing (with those there are) or holds something else than text.
     """
+    return (text for (text,) in _read(data, (Column(text_column, "--text-column"),), subset, split))
+
+
+class Column(NamedTuple):
+    """A column that is read."""
+
+    name: str
+    flag: str
+    """The option that chooses it."""
+
+
+def read_pairs(
+    data: str, *, source_column: str = "source", target_column: str = "target", subset: str | None = None, split: str
+) -> Iterator[tuple[str, str]]:
+    """The sources and targets that `data` holds: as `read_documents`, two columns of a row at a time.
+
+    Raises:
+        UserError: as `read_documents`; or a file has no columns.
+    """
+    columns = Column(source_column, "--source-column"), Column(target_column, "--target-column")
+    return ((source, target) for source, target in _read(data, columns, subset, split))
+
+
+def has_columns(data: str, columns: set[str], *, subset: str | None = None, split: str) -> bool:
+    """Whether the first row of `data` has all of `columns`; a text file has none.
+
+    Raises:
+        UserError: nothing is there, or it can't be read.
+    """
+    path = local_path(data)
+    if path is None:
+        rows = islice(_dataset(data, subset, split), 1)
+        return any(columns <= set(row) for row in rows)
+    first = _files(path)[0]
+    with _readable(first):
+        if first.suffix == ".jsonl":
+            with first.open("rb") as file:
+                line = next((line for line in file if line.strip()), b"{}")
+            return columns <= set(_parse(_decode(line, first, 0), str(first)))
+        if first.suffix == ".parquet":
+            with _parquet(first) as file:
+                return columns <= set(file.schema_arrow.names)
+    return False
+
+
+def _read(data: str, columns: Sequence[Column], subset: str | None, split: str) -> Iterator[tuple[str, ...]]:
     path = local_path(data)
     if path is not None:
-        return _at_least_one(_read_files(_files(path), text_column), data)
-    return _at_least_one(_read_dataset(data, text_column, subset, split), data)
+        return _at_least_one(_read_files(_files(path), columns), data)
+    return _at_least_one(_read_dataset(data, columns, subset, split), data)
 
 
 def local_path(data: str) -> Path | None:
@@ -62,31 +116,39 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def _at_least_one(documents: Iterator[str], data: str) -> Iterator[str]:
+def _at_least_one(rows: Iterator[tuple[str, ...]], data: str) -> Iterator[tuple[str, ...]]:
     count = 0
-    for count, text in enumerate(documents, start=1):  # noqa: B007 - the count is read after the loop
-        yield text
+    for count, row in enumerate(rows, start=1):  # noqa: B007 - the count is read after the loop
+        yield row
     if count == 0:
         raise UserError(f"{data} is empty; name data with at least one document in it")
 
 
-def _read_files(paths: list[Path], text_column: str) -> Iterator[str]:
-    readers: dict[str, Callable[[Path, str], Iterator[str]]] = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
+def _read_files(paths: list[Path], columns: Sequence[Column]) -> Iterator[tuple[str, ...]]:
+    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
     for path in paths:
-        try:
-            yield from readers.get(path.suffix, _read_text)(path, text_column)
-        except OSError as error:
-            raise UserError(f"{path} can't be read: {error.strerror or error}") from error
+        with _readable(path):
+            yield from readers.get(path.suffix, _read_text)(path, columns)
 
 
-def _read_text(path: Path, text_column: str) -> Iterator[str]:
-    del text_column  # a text file has no columns
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror or error}") from error
+
+
+def _read_text(path: Path, columns: Sequence[Column]) -> Iterator[tuple[str, ...]]:
+    if len(columns) > 1:
+        wanted = " and ".join(repr(column.name) for column in columns)
+        raise UserError(f"{path} is plain text, without the columns {wanted}; put them into a .jsonl or .parquet file")
     text = _decode(path.read_bytes(), path, offset=0)
     if text:
-        yield text
+        yield (text,)
 
 
-def _read_jsonl(path: Path, text_column: str) -> Iterator[str]:
+def _read_jsonl(path: Path, columns: Sequence[Column]) -> Iterator[tuple[str, ...]]:
     offset = 0
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
@@ -94,7 +156,7 @@ def _read_jsonl(path: Path, text_column: str) -> Iterator[str]:
             offset += len(raw)
             if line.strip():
                 where = f"{path}:{number}"
-                yield _text_of(_parse(line, where), text_column, where)
+                yield _texts_of(_parse(line, where), columns, where)
 
 
 def _parse(line: str, where: str) -> dict[str, Any]:
@@ -107,24 +169,36 @@ def _parse(line: str, where: str) -> dict[str, Any]:
     return row
 
 
-def _read_parquet(path: Path, text_column: str) -> Iterator[str]:
+def _read_parquet(path: Path, columns: Sequence[Column]) -> Iterator[tuple[str, ...]]:
+    with _parquet(path) as file:
+        for column in columns:
+            if column.name not in file.schema_arrow.names:
+                raise _no_column(column, file.schema_arrow.names, str(path))
+        row = 0
+        for batch in file.iter_batches(columns=[column.name for column in columns], batch_size=1024):
+            for values in batch.to_pylist():
+                row += 1
+                yield _texts_of(values, columns, f"{path}, row {row}")
+
+
+@contextmanager
+def _parquet(path: Path) -> "Iterator[ParquetFile]":
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            if text_column not in file.schema_arrow.names:
-                raise _no_column(text_column, file.schema_arrow.names, str(path))
-            row = 0
-            for batch in file.iter_batches(columns=[text_column], batch_size=1024):
-                for text in batch.column(0).to_pylist():
-                    row += 1
-                    yield _text_of({text_column: text}, text_column, f"{path}, row {row}")
+            yield file
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{path} is not a Parquet file, or a damaged one: {first_line(error)}") from error
 
 
-def _read_dataset(name: str, text_column: str, subset: str | None, split: str) -> Iterator[str]:
+def _read_dataset(name: str, columns: Sequence[Column], subset: str | None, split: str) -> Iterator[tuple[str, ...]]:
+    for number, row in enumerate(_dataset(name, subset, split), start=1):
+        yield _texts_of(row, columns, f"{name}, split {split}, row {number}")
+
+
+def _dataset(name: str, subset: str | None, split: str) -> Iterator[dict[str, Any]]:
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -133,18 +207,21 @@ def _read_dataset(name: str, text_column: str, subset: str | None, split: str) -
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:  # its ways to say: no such name, subset, split
         raise UserError(f"the dataset {name} (split {split}) can't be loaded: {first_line(error)}") from error
     try:
-        for number, row in enumerate(rows, start=1):
-            yield _text_of(row, text_column, f"{name}, split {split}, row {number}")
+        yield from rows
     except OSError as error:
         raise UserError(f"reading the dataset {name} broke off: {first_line(error)}; try again") from error
 
 
-def _text_of(row: dict[str, Any], text_column: str, where: str) -> str:
-    if text_column not in row:
-        raise _no_column(text_column, list(row), where)
-    text = row[text_column]
+def _texts_of(row: dict[str, Any], columns: Sequence[Column], where: str) -> tuple[str, ...]:
+    return tuple(_text_of(row, column, where) for column in columns)
+
+
+def _text_of(row: dict[str, Any], column: Column, where: str) -> str:
+    if column.name not in row:
+        raise _no_column(column, list(row), where)
+    text = row[column.name]
     if not isinstance(text, str):
-        raise UserError(f"{where}: {text_column!r} holds {_kind(text)}, not text; choose another with --text-column")
+        raise UserError(f"{where}: {column.name!r} holds {_kind(text)}, not text; choose another with {column.flag}")
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, which is no character
@@ -152,9 +229,9 @@ def _text_of(row: dict[str, Any], text_column: str, where: str) -> str:
     return text
 
 
-def _no_column(column: str, known: list[str], where: str) -> UserError:
-    there = ", ".join(known) or "none"
-    return UserError(f"{where}: no column {column!r}{did_you_mean(column, known)}; there are: {there} (--text-column)")
+def _no_column(column: Column, known: list[str], where: str) -> UserError:
+    there, meant = ", ".join(known) or "none", did_you_mean(column.name, known)
+    return UserError(f"{where}: no column {column.name!r}{meant}; there are: {there} ({column.flag})")
 
 
 def _kind(value: object) -> str:

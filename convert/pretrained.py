@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 def load_config(
-    checkpoint: Path, written: Mapping[str, Any] | None = None, *, wrapped: bool = False
+    checkpoint: Path,
+    written: Mapping[str, Any] | None = None,
+    *,
+    wrapped: bool = False,
+    encoder_decoder: bool = False,
 ) -> "PreTrainedConfig":
     """The configuration of the checkpoint's language model (the text part of a model that has several).
 
@@ -23,6 +27,7 @@ def load_config(
         checkpoint: its directory.
         written: what to read in place of its config.json.
         wrapped: whether it may be a multimodal model's that can't be run as a language model.
+        encoder_decoder: whether it may be an encoder-decoder's, from text to text; then it comes whole.
 
     Raises:
         UserError: the installed transformers has no causal language model of that type, or the values don't fit it.
@@ -46,6 +51,9 @@ def load_config(
             config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
         else:
             config = CONFIG_MAPPING[model_type].from_dict(dict(written))
+    if encoder_decoder and config.is_encoder_decoder:
+        _check_encoder_decoder(config, checkpoint)
+        return config
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not (wrapped and model_type in WRAPPERS):
         raise UserError(f"{checkpoint} is a {model_type}, which is no causal language model; perplexity needs one")
     text_config = config.get_text_config(decoder=True)
@@ -54,6 +62,17 @@ def load_config(
     if model_type in WRAPPERS:  # whose own setting decides, whatever that of the language model would be on its own
         text_config.tie_word_embeddings = getattr(config, "tie_word_embeddings", False)
     return text_config
+
+
+def _check_encoder_decoder(config: "PreTrainedConfig", checkpoint: Path) -> None:
+    from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
+
+    if type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING:
+        raise UserError(
+            f"{checkpoint} is a {config.model_type}, whose sources are sound; only those of text can be read"
+        )
+    if type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        raise UserError(f"{checkpoint} is a {config.model_type}, which is no language model; perplexity needs one")
 
 
 def language_settings(checkpoint: Path, config: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Some stock classes repeat keys and values before they cache them, or keep more t
 differ, and only the measured one is what a server pays.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +26,24 @@ class CacheSize:
 
     measured_bytes: int
     num_kv_heads: int
+    cross: "CacheSize | None" = None
+    """Of an encoder-decoder: the keys and values of the source, computed once; the others are the target's then."""
+
+    @property
+    def parts(self) -> list["CacheSize"]:
+        """The target's, and the source's if there is one."""
+        return [self] if self.cross is None else [self, self.cross]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As report.json holds it."""
+        cross = {} if self.cross is None else {"cross": self.cross.to_dict()}
+        return {
+            "bytes_per_token": self.bytes_per_token,
+            "context": self.context,
+            "formula_bytes": self.formula_bytes,
+            "measured_bytes": self.measured_bytes,
+            **cross,
+        }
 
     @property
     def bytes_per_token(self) -> float:
@@ -39,13 +57,29 @@ class CacheSize:
 
 
 def cache_size(model: "PreTrainedModel", config: "PreTrainedConfig", context: int) -> CacheSize:
-    """Both sizes for one sequence of `context` tokens, in the precision the model is loaded in."""
-    return CacheSize(
-        context=context,
-        formula_bytes=formula_cache_bytes(config, context, model.dtype.itemsize),
-        measured_bytes=measured_cache_bytes(model, context),
-        num_kv_heads=num_kv_heads(config),
-    )
+    """Both sizes for one sequence of `context` tokens, in the precision the model is loaded in.
+
+    For an encoder-decoder: for a target and a source of `context` tokens each.
+    """
+    own = decoder_config(config)
+    formula, heads = formula_cache_bytes(own, context, model.dtype.itemsize), num_kv_heads(own)
+    if not config.is_encoder_decoder:
+        measured = measured_cache_bytes(model, context)
+        return CacheSize(context=context, formula_bytes=formula, measured_bytes=measured, num_kv_heads=heads)
+    sizes = [
+        CacheSize(context=context, formula_bytes=formula, measured_bytes=measured, num_kv_heads=heads)
+        for measured in measured_pair_bytes(model, context)
+    ]
+    return replace(sizes[0], cross=sizes[1])
+
+
+def decoder_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
+    """What `config` says of the decoder, under the names that decoders have."""
+    if not config.is_encoder_decoder:
+        return config
+    own = config.get_text_config(decoder=True)
+    own.num_hidden_layers = getattr(config, "num_decoder_layers", None) or own.num_hidden_layers  # T5's name
+    return own
 
 
 def formula_cache_bytes(config: "PreTrainedConfig", context: int, itemsize: int) -> int | None:
@@ -64,7 +98,17 @@ def measured_cache_bytes(model: "PreTrainedModel", context: int) -> int:
     ids = torch.arange(context, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
     with torch.inference_mode():
         cache = model(input_ids=ids, use_cache=True).past_key_values
-    return sum(_bytes(getattr(layer, name, None)) for layer in cache.layers for name in ("keys", "values"))
+    return _cache_bytes(cache)
+
+
+def measured_pair_bytes(model: "PreTrainedModel", context: int) -> tuple[int, int]:
+    """The same of an encoder-decoder: bytes of a target (self-attention) and of a source (cross-attention)."""
+    import torch
+
+    ids = torch.arange(context, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
+    with torch.inference_mode():
+        cache = model(input_ids=ids, decoder_input_ids=ids, use_cache=True).past_key_values
+    return _cache_bytes(cache.self_attention_cache), _cache_bytes(cache.cross_attention_cache)
 
 
 def num_kv_heads(config: "PreTrainedConfig") -> int:
@@ -98,6 +142,10 @@ def _kept_tokens(config: "PreTrainedConfig", kind: str, context: int) -> int | N
         # One less than the window: the token being decoded is itself the window's last.
         return min(context, getattr(config, _WINDOWED[kind]) - 1)
     return None
+
+
+def _cache_bytes(cache: Any) -> int:
+    return sum(_bytes(getattr(layer, name, None)) for layer in cache.layers for name in ("keys", "values"))
 
 
 def _bytes(tensor: "torch.Tensor | None") -> int:

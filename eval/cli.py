@@ -27,12 +27,18 @@ def evaluate(
         typer.Option(help="A text, .jsonl or .parquet file, a folder of these, or a dataset on the Hub (org/name)."),
     ],
     text_column: Annotated[str, typer.Option(help="The key or column that holds the text.")] = "text",
+    source_column: Annotated[
+        str, typer.Option(help="For encoder-decoders: the column that holds the source ...")
+    ] = "source",
+    target_column: Annotated[
+        str, typer.Option(help="... and the target; T5 also takes plain text, under span corruption.")
+    ] = "target",
     subset: Annotated[str | None, typer.Option(help="A Hub dataset's subset.")] = None,
     split: Annotated[str, typer.Option(help="A Hub dataset's split.")] = "test",
     documents: Annotated[
         Documents, typer.Option(help="Join documents with end-of-text tokens, or keep each to itself.")
     ] = "joined",
-    window: Annotated[int, typer.Option(help="Tokens the model sees at once.")] = 1024,
+    window: Annotated[int, typer.Option(help="Tokens the model sees at once; of a source, and of a target.")] = 1024,
     stride: Annotated[
         int | None, typer.Option(help="Tokens from one window to the next.", show_default="the window")
     ] = None,
@@ -44,6 +50,7 @@ def evaluate(
     batch_size: Annotated[
         int | None, typer.Option(help="Windows per forward pass.", show_default="what fits 256 MiB of logits")
     ] = None,
+    seed: Annotated[int, typer.Option(help="Decides which spans are corrupted.")] = 0,
     dtype: Annotated[Dtype, typer.Option(help="Precision to compute in; auto is the checkpoint's own.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     output: Annotated[
@@ -61,6 +68,7 @@ def evaluate(
       gqa-eval ckpt ckpt-gqa8 --data heldout.jsonl
       gqa-eval before=ckpt after=ckpt-gqa8 --data book.txt --window 2048 --stride 512 -o report
       gqa-eval ckpt --data Salesforce/wikitext --subset wikitext-2-raw-v1 --max-tokens 100000
+      gqa-eval t5 t5-gqa2 --data pairs.jsonl --source-column question --target-column answer --window 512
       torchrun --nproc_per_node 8 -m gqa.eval ckpt ckpt-gqa8 --data heldout.parquet
 
     \b
@@ -72,6 +80,9 @@ def evaluate(
             data=data,
             text_column=text_column,
             subset=subset,
+            source_column=source_column,
+            target_column=target_column,
+            seed=seed,
             split=split,
             documents=documents,
             window=window,

@@ -3,7 +3,8 @@
 Tokens of one document resemble each other, so they are not independent samples. The standard error is that of a ratio
 of sums over clusters (the sum of NLLs over the number of tokens; Cochran, Sampling Techniques, 3rd ed., section 6.5):
 with cluster sums l_c and counts n_c, mean m and N tokens in C clusters, se^2 = C / (C - 1) * sum (l_c - m n_c)^2 / N^2.
-Clusters are documents, or windows when there are fewer than 10 documents; every result says which.
+Clusters are documents, or windows when there are fewer than 10 documents; a source with its target is one, too. Every
+result says which.
 """
 
 import math
@@ -12,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-ClusterUnit = Literal["document", "window"]
+ClusterUnit = Literal["document", "window", "pair"]
 _FEWEST_DOCUMENTS = 10
 
 

@@ -15,7 +15,7 @@ from gqa.convert.tensors import weight_files
 from gqa.eval.cache import cache_size
 from gqa.eval.model import load_model
 from gqa.eval.options import EvalOptions
-from gqa.eval.perplexity import batches, default_batch_size, token_nlls
+from gqa.eval.perplexity import default_batch_size
 from gqa.eval.processes import Processes, join_processes
 from gqa.eval.report import Report, Result, build_report, write_report
 from gqa.eval.subject import Subject, name_checkpoints, prepare
@@ -53,7 +53,7 @@ def evaluate(
         check_output(output, _inputs(named, options), overwrite=overwrite)
     progress("reading the data", 0, 0)
     subjects = prepare(named, options)
-    processes.check_same(subjects[0].material.text.sha256, f"data as {options.data}")
+    processes.check_same(subjects[0].material.sha256, f"data as {options.data}")
     results = [measure(subject, options, processes, progress) for subject in subjects]
     report = build_report(subjects, results, options, processes)
     if output is not None and processes.is_first:
@@ -62,7 +62,7 @@ def evaluate(
 
 
 def measure(subject: Subject, options: EvalOptions, processes: Processes, progress: Progress) -> Result:
-    """Load one checkpoint, score its windows (this process's share of them), and measure its cache."""
+    """Load one checkpoint, score its data (this process's share of it), and measure its cache."""
     progress(f"{subject.label}: loading", 0, 0)
     model = load_model(subject.path, dtype=options.dtype, device=processes.device)
     start = time.perf_counter()
@@ -91,11 +91,11 @@ def _score(
 ) -> np.ndarray:
     import torch
 
-    text, windows = subject.material.text, subject.material.windows
+    material = subject.material
     batch_size = options.batch_size or default_batch_size(
-        options.window, subject.config.vocab_size, model.dtype.itemsize
+        material.predicted_at_once(options), subject.config.vocab_size, model.dtype.itemsize
     )
-    mine = batches(windows, batch_size)[processes.rank :: processes.count]
+    mine = material.batches(batch_size)[processes.rank :: processes.count]
     total, done = sum(len(batch) for batch in mine), 0
 
     def advance(count: int) -> None:
@@ -105,7 +105,7 @@ def _score(
 
     advance(0)
     try:
-        return token_nlls(model, text.ids, mine, prefix=text.bos, progress=advance)
+        return material.nlls(model, mine, advance)
     except torch.OutOfMemoryError as error:
         raise UserError(f"out of memory at batch size {batch_size}; choose a smaller --batch-size") from error
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from gqa.convert.errors import UserError, first_line
 from gqa.convert.pretrained import check_complete, load_config
 from gqa.convert.tensors import weight_files
+from gqa.eval.teacher import decoder_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 def load_model(
     checkpoint: Path, *, dtype: "str | torch.dtype" = "auto", device: "str | torch.device"
 ) -> "PreTrainedModel":
-    """The checkpoint as a causal language model in evaluation mode, without remote code.
+    """The checkpoint as a causal language model or an encoder-decoder in evaluation mode, without remote code.
 
     Args:
         checkpoint: the directory of a Hugging Face checkpoint.
@@ -23,19 +24,20 @@ def load_model(
         device: where its weights go.
 
     Raises:
-        UserError: weights are missing, left over, of the wrong shape or damaged; not a causal language model.
+        UserError: weights are missing, left over, of the wrong shape or damaged; neither kind of model.
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    load_config(checkpoint)
+    config = load_config(checkpoint, encoder_decoder=True)
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     weight_files(checkpoint)
     if isinstance(dtype, str) and dtype != "auto":
         dtype = getattr(torch, dtype)
     try:
         # Mismatched shapes are allowed here only so that they come back in the report, which names them.
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = kind.from_pretrained(
             checkpoint,
             dtype=dtype,
             trust_remote_code=False,
@@ -50,4 +52,19 @@ def load_model(
     missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
     check_complete(checkpoint, mismatched=mismatched, missing=missing, unexpected=unexpected)
     assert not report["error_msgs"], report["error_msgs"]
+    if config.is_encoder_decoder:
+        _check_start(model, checkpoint)
     return model.to(device).eval()
+
+
+def _check_start(model: "PreTrainedModel", checkpoint: Path) -> None:
+    """Refuse an encoder-decoder that can't tell what targets begin with, before anything is run."""
+    import torch
+
+    try:
+        decoder_inputs(model, torch.zeros((1, 2), dtype=torch.int64))
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(
+            f"the config.json of {checkpoint} lacks decoder_start_token_id or pad_token_id, which every target begins "
+            "with and is padded with; add them (T5's are both 0)"
+        ) from None

@@ -29,6 +29,13 @@ class EvalOptions:
     text_column: str = "text"
     """The key (jsonl) or column (parquet, datasets) that holds a document's text."""
 
+    source_column: str = "source"
+    """For encoder-decoders: the column of what goes in. Where the data has it and `target_column`, its pairs are
+    scored; where it has not, T5 and its kin are scored on the text under span corruption (`gqa.eval.spans`)."""
+
+    target_column: str = "target"
+    """For encoder-decoders: the column of what is to come out."""
+
     subset: str | None = None
     """A Hub dataset's subset (`wikitext-2-raw-v1`), for datasets that have several."""
 
@@ -40,7 +47,8 @@ class EvalOptions:
     `separate`: every document is a sequence of its own, without an end-of-text token, and no window crosses two."""
 
     window: int = 1024
-    """Tokens the model sees at once, the BOS token included where there is one. At least 2."""
+    """Tokens the model sees at once, the BOS token included where there is one. At least 2. For encoder-decoders: of
+    a source, and of a target; what is beyond is cut, and the report says how often."""
 
     stride: int | None = None
     """Tokens from one window's start to the next one's. Every token is scored at most once, in the first window that
@@ -52,7 +60,11 @@ class EvalOptions:
     `auto`: `always` if the tokenizer puts one before every text it encodes, otherwise `never`."""
 
     max_tokens: int | None = None
-    """Stop after this many tokens of the data, the end-of-text tokens of joined documents included. None: all."""
+    """Stop after this many tokens of the data, the end-of-text tokens of joined documents included. None: all. Of
+    pairs the targets count, and the last one is taken whole."""
+
+    seed: int = 0
+    """Decides which spans are corrupted, where that is how an encoder-decoder is scored."""
 
     batch_size: int | None = None
     """Windows per forward pass. None: as many as keep the logits of a pass within 256 MiB, and at most 32."""
@@ -74,6 +86,8 @@ class EvalOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}; it must not be negative")
         if self.window < 2:
             raise UserError(f"window is {self.window}; it must be at least 2: a token to see and a token to predict")
         if self.stride is not None and self.stride > self.window:

@@ -118,10 +118,10 @@ def _score(
     targets = torch.from_numpy(ids[scored_tokens]).to(model.device)
     with torch.inference_mode():
         logits = model(input_ids=torch.from_numpy(inputs).to(model.device), use_cache=False).logits
-        return scored_tokens, _nll_in_chunks(logits, where, targets).cpu().double().numpy()
+        return scored_tokens, nll_in_chunks(logits, where, targets).cpu().double().numpy()
 
 
-def _nll_in_chunks(logits: "torch.Tensor", where: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
+def nll_in_chunks(logits: "torch.Tensor", where: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
     """[scored] NLLs, from `logits` [batch, seen, vocab] at `where` [2, scored], never holding all of them in fp32."""
     import torch
     from torch.nn.functional import cross_entropy

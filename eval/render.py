@@ -3,7 +3,9 @@
 import shlex
 from typing import TYPE_CHECKING
 
+from gqa.eval.cache import CacheSize
 from gqa.eval.estimate import Mean
+from gqa.eval.material import count
 
 if TYPE_CHECKING:
     from gqa.eval.report import Report
@@ -18,15 +20,6 @@ HEADINGS = (
     "params",
     "size",
 )
-_BOS = {
-    "always": "before every window",
-    "first": "before every sequence",
-    "never": "none",
-}
-_DOCUMENTS = {
-    "joined": "documents joined, each followed by the end-of-text token",
-    "separate": "every document by itself",
-}
 
 
 def table_cells(report: "Report") -> list[tuple[str, ...]]:
@@ -38,7 +31,7 @@ def table_cells(report: "Report") -> list[tuple[str, ...]]:
             _with_error(row.nll, 4),
             "1" if row is report.rows[0] else _with_error(row.ratio, 3),
             "-" if row.bits_per_byte is None else f"{row.bits_per_byte:.4f}",
-            f"{row.result.kv_cache.bytes_per_token:,.0f}",
+            " + ".join(f"{part.bytes_per_token:,.0f}" for part in row.result.kv_cache.parts),
             _scaled(row.result.parameters),
             f"{_scaled(row.result.weight_bytes)}B",
         )
@@ -49,25 +42,20 @@ def table_cells(report: "Report") -> list[tuple[str, ...]]:
 def measured_how(report: "Report") -> list[str]:
     """Sentences that say what the numbers mean and how to make them again."""
     options, row, machine = report.options, report.rows[0], report.machine
-    material = row.subject.material
-    sample, text, cache = material.sample, material.text, row.result.kv_cache
+    sample, cache = row.sample, row.result.kv_cache
     error = f"over {sample.num_clusters} {sample.unit}s" if sample.num_clusters > 1 else "not to be had from one window"
-    agree = all(row.result.kv_cache.agree for row in report.rows)
+    agree = all(part.agree for row in report.rows for part in row.result.kv_cache.parts)
     formula = (
         "the formula from the config gives the same" if agree else "the formula from the config differs, see Notes"
     )
     each = "" if machine["processes"] == 1 else " each"
     return [
-        f"Data: `{options.data}`, {_count(material.num_documents, 'document')}, SHA-256 {text.sha256[:16]}.",
-        f"Perplexity is exp(sum of NLL / sum of tokens) over {_count(sample.num_tokens, 'token')} in "
-        f"{_count(len(material.windows), 'window')}; window {options.window}, "
-        f"stride {options.stride or options.window}, {_DOCUMENTS[options.documents]}; BOS: {_BOS[text.bos_place]}.",
+        *row.subject.material.sentences(options),
         f"Bits per byte are over the {sample.num_bytes:,} bytes of text that these tokens stand for. NLL is in nats.",
         f"Standard errors are {error}; that of the ratio is of the paired difference on the same tokens.",
-        f"KV bytes per token are read out of a real cache of {cache.context} tokens, one sequence, all layers; "
-        f"{formula}.",
+        f"KV bytes per token are read out of a real cache of {_tokens(cache)}, one sequence, all layers; {formula}.",
         f"Computed in {row.result.dtype} on {machine['accelerator'] or machine['cpu']} ({machine['system']}), "
-        f"{_count(machine['processes'], 'process')}, {_count(machine['threads'], 'thread')}{each}.",
+        f"{count(machine['processes'], 'process')}, {count(machine['threads'], 'thread')}{each}.",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in report.versions.items()) + ".",
         f"Command: `{shlex.join(report.command)}`, {report.created}.",
     ]
@@ -85,9 +73,10 @@ def to_markdown(report: "Report") -> str:
     return "\n".join(lines) + "\n"
 
 
-def _count(number: int, noun: str) -> str:
-    plural = noun + ("es" if noun.endswith("s") else "s")
-    return f"{number:,} {noun if number == 1 else plural}"
+def _tokens(cache: CacheSize) -> str:
+    if cache.cross is None:
+        return f"{cache.context} tokens"
+    return f"{cache.context} tokens of the target, then of {cache.cross.context} of the source (cross-attention)"
 
 
 def _perplexity(value: float) -> str:

@@ -7,8 +7,10 @@ report.json is one object:
 - `checkpoints`: an object each, in the order given. `perplexity`, `nll` (nats a token) with `nll_standard_error`;
   against the first checkpoint, null for other tokenizers, `perplexity_ratio` and `nll_above_first`, with the paired
   `nll_above_first_standard_error`; `bits_per_byte`; `sample`: what was scored (tokens, bytes of text they stand for,
-  windows, documents, the clusters of the standard error, the BOS policy with `auto` resolved, the SHA-256 of the text);
+  windows, documents, the clusters of the standard error, the BOS policy with `auto` resolved, the SHA-256 of the text;
+  for encoder-decoders the objective, pairs, tokens of their sources, sources and targets that were cut);
   `kv_cache`: bytes of one sequence of `context` tokens by `formula_bytes` and `measured_bytes`, and `bytes_per_token`;
+  for encoder-decoders these are of the target, and the same of the source are in `cross`;
   `label`, `path`, `fingerprint`, `model_type`, `num_heads`, `num_kv_heads`, `parameters`, `weight_bytes`, `dtype`,
   `scoring_seconds`.
   A number that is infinite or unknown is null.
@@ -76,12 +78,14 @@ class Report:
                     f"{row.label} is in {row.result.dtype}, {first.label} in {first.result.dtype}: KV bytes and sizes "
                     "differ for that alone (--dtype sets one for all)."
                 )
-            if not cache.agree:
-                promised = "nothing known" if cache.formula_bytes is None else f"{cache.formula_bytes:,} bytes"
-                notes.append(
-                    f"{row.label}: for {cache.context} tokens the config promises {promised} of KV cache, its class "
-                    f"keeps {cache.measured_bytes:,} bytes."
-                )
+            notes += row.subject.material.notes(row.label)
+            for part in cache.parts:
+                if not part.agree:
+                    promised = "nothing known" if part.formula_bytes is None else f"{part.formula_bytes:,} bytes"
+                    notes.append(
+                        f"{row.label}: for {part.context} tokens the config promises {promised} of KV cache, its class "
+                        f"keeps {part.measured_bytes:,} bytes."
+                    )
         return notes
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gqa.eval.cache import CacheSize
+from gqa.eval.cache import CacheSize, decoder_config
 from gqa.eval.estimate import Mean, Sample, bits_per_byte, perplexity_of
 from gqa.eval.subject import Subject
 
@@ -67,7 +67,7 @@ class Row:
     @property
     def num_heads(self) -> int:
         """Query heads of an attention layer."""
-        return self.subject.config.num_attention_heads
+        return decoder_config(self.subject.config).num_attention_heads
 
     def to_dict(self) -> dict[str, Any]:
         """The row as report.json holds it."""
@@ -92,19 +92,12 @@ class Row:
             "sample": {
                 "tokens": self.sample.num_tokens,
                 "bytes": self.sample.num_bytes,
-                "windows": len(material.windows),
-                "documents": material.num_documents,
+                **material.facts(),
                 "cluster": self.sample.unit,
                 "clusters": self.sample.num_clusters,
-                "bos": material.text.bos_place,
-                "text_sha256": material.text.sha256,
+                "text_sha256": material.sha256,
             },
-            "kv_cache": {
-                "bytes_per_token": cache.bytes_per_token,
-                "context": cache.context,
-                "formula_bytes": cache.formula_bytes,
-                "measured_bytes": cache.measured_bytes,
-            },
+            "kv_cache": cache.to_dict(),
             "scoring_seconds": round(result.seconds, 3),
         }
 

@@ -1,38 +1,22 @@
-"""What is to be measured: checkpoints with their labels, text and windows, all checked before any model is loaded."""
+"""What is to be measured: checkpoints with their labels and their data, all checked before any model is loaded."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from gqa.convert.data import read_documents
 from gqa.convert.errors import UserError
 from gqa.convert.pretrained import load_config, load_tokenizer
 from gqa.convert.source import resolve_checkpoint
 from gqa.convert.tensors import weight_files
-from gqa.eval.estimate import Sample, choose_sample
+from gqa.eval.material import Material
 from gqa.eval.options import EvalOptions
-from gqa.eval.perplexity import Window, token_windows
-from gqa.eval.text import TokenText, tokenise
+from gqa.eval.pairs import pair_material
+from gqa.eval.stream import stream_material
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True, kw_only=True)
-class Material:
-    """What a tokenizer makes of the data; checkpoints with the same tokenizer share one."""
-
-    text: TokenText
-    windows: list[Window]
-    sample: Sample
-
-    @property
-    def num_documents(self) -> int:
-        """Documents that the windows reach."""
-        return len(np.unique(self.text.document))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +27,7 @@ class Subject:
     path: Path
     config: "PreTrainedConfig"
     material: Material
+    """What its tokenizer makes of the data; checkpoints with the same tokenizer share one."""
 
 
 def prepare(named: Sequence[tuple[str, Path]], options: EvalOptions) -> list[Subject]:
@@ -55,12 +40,17 @@ def prepare(named: Sequence[tuple[str, Path]], options: EvalOptions) -> list[Sub
     subjects = []
     for label, path in named:
         weight_files(path)
-        config, tokenizer = load_config(path), load_tokenizer(path)
+        config, tokenizer = load_config(path, encoder_decoder=True), load_tokenizer(path)
         _check_window(config, options, path)
+        if subjects and config.is_encoder_decoder != subjects[0].config.is_encoder_decoder:
+            raise UserError(
+                f"one of {subjects[0].path} and {path} is an encoder-decoder, which is scored on other tokens of the "
+                "data than a decoder; evaluate them apart"
+            )
         key = _identity(tokenizer, path)
         if key not in materials:
-            materials[key] = _material(tokenizer, options)
-        _check_vocabulary(materials[key].text, tokenizer, config, path)
+            materials[key] = _material(tokenizer, config, options, path)
+        _check_vocabulary(materials[key], tokenizer, config, path)
         subjects.append(Subject(label=label, path=path, config=config, material=materials[key]))
     return subjects
 
@@ -110,50 +100,38 @@ def _telling_depth(paths: list[Path]) -> int:
     return 1
 
 
-def _material(tokenizer: "PreTrainedTokenizerBase", options: EvalOptions) -> Material:
-    documents = read_documents(
-        options.data, text_column=options.text_column, subset=options.subset, split=options.split
-    )
-    text = tokenise(documents, tokenizer, options)
-    windows = [
-        window
-        for start, end in text.sequences
-        for window in token_windows(
-            end - start,
-            window=options.window,
-            stride=options.stride,
-            prefix=text.bos is not None,
-            offset=start,
-        )
-    ]
-    if text.longest < 2:
-        raise UserError(f"every document in {options.data} is shorter than two tokens; use longer texts")
-    if not windows:
-        raise UserError(f"max_tokens {options.max_tokens} leaves nothing to predict; take more")
-    window_of = np.full(len(text.ids), -1)
-    for index, window in enumerate(windows):
-        window_of[window.first : window.end] = index
-    return Material(text=text, windows=windows, sample=choose_sample(window_of, text.document, text.num_bytes))
+def _material(
+    tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig", options: EvalOptions, path: Path
+) -> Material:
+    if config.is_encoder_decoder:
+        return pair_material(tokenizer, options, path)
+    return stream_material(tokenizer, options)
 
 
 def _identity(tokenizer: "PreTrainedTokenizerBase", path: Path) -> str:
-    """Equal for tokenizers that make the same tokens of every text; pure Python ones are told apart by their path."""
-    if not tokenizer.is_fast:
-        return str(path)
+    """Equal for tokenizers that make the same tokens of every text."""
     special = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    if not tokenizer.is_fast:  # pure Python (Marian's, ByT5's): its class, vocabulary and files say what it does
+        digest = hashlib.sha256(
+            repr((type(tokenizer).__name__, special, sorted(tokenizer.get_vocab().items()))).encode()
+        )
+        for name in sorted(set(tokenizer.vocab_files_names.values())):
+            digest.update((path / name).read_bytes() if (path / name).is_file() else b"")
+        return digest.hexdigest()
     return f"{special} {tokenizer.backend_tokenizer.to_str()}"  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _check_window(config: "PreTrainedConfig", options: EvalOptions, path: Path) -> None:
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and options.window - 1 > positions:  # the last token is predicted, never seen
+    unseen = 0 if config.is_encoder_decoder else 1  # a window's last token is predicted, never seen
+    if positions is not None and options.window - unseen > positions:
         raise UserError(f"window {options.window} is longer than the {positions} positions of {path}; use {positions}")
 
 
 def _check_vocabulary(
-    text: TokenText, tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig", path: Path
+    material: Material, tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig", path: Path
 ) -> None:
-    highest = max(int(text.ids.max()), text.bos or 0)
+    highest = material.largest_id
     if highest >= config.vocab_size:
         token = tokenizer.convert_ids_to_tokens(highest)
         raise UserError(

@@ -48,10 +48,12 @@ class TokenText:
     """Of the texts read, so that two evaluations can be known to be of the same data."""
 
 
-def tokenise(documents: Iterable[str], tokenizer: "PreTrainedTokenizerBase", options: EvalOptions) -> TokenText:
+def tokenise(
+    documents: Iterable[str], tokenizer: "PreTrainedTokenizerBase", options: EvalOptions, *, closed: bool = True
+) -> TokenText:
     """Turn documents into tokens as `options` says: joined or separate, with or without BOS, up to `max_tokens`.
 
-    Documents without a token are left out.
+    Documents without a token are left out. `closed`: whether each that is joined is followed by the end-of-text token.
 
     Raises:
         UserError: the tokenizer lacks the special token that is asked for.
@@ -59,7 +61,7 @@ def tokenise(documents: Iterable[str], tokenizer: "PreTrainedTokenizerBase", opt
     place, bos = _bos(tokenizer, options)
     leading = [bos] if place == "first" and bos is not None else []
     builder = _Builder(options.documents, leading)
-    eos = _eos(tokenizer) if options.documents == "joined" else None
+    eos = _eos(tokenizer) if closed and options.documents == "joined" else None
     left, longest = options.max_tokens, 0
     digest = hashlib.sha256()
     for text, ids, num_bytes in _encode(documents, tokenizer):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 EOS, BOS = 0, 1
 
@@ -89,6 +89,45 @@ def make_checkpoint(
             torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.25)
         model.to(dtype).save_pretrained(path)
         make_tokenizer(adds_bos=adds_bos).save_pretrained(path)
+        return path
+
+    return make
+
+
+T5_SIZES: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+BART_SIZES: dict[str, Any] = {
+    "d_model": 32,
+    "max_position_embeddings": 128,
+    "bos_token_id": BOS,
+    "forced_eos_token_id": None,
+    **{f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in
+       {"layers": 2, "attention_heads": 4, "ffn_dim": 48}.items()},
+}  # fmt: skip
+SENTINELS = [f"<extra_id_{number}>" for number in range(20)]
+
+
+@pytest.fixture(scope="session")
+def make_encoder_decoder(
+    tmp_path_factory: pytest.TempPathFactory, make_tokenizer: Callable[..., PreTrainedTokenizerFast]
+) -> Callable[..., Path]:
+    """Write a random encoder-decoder to disk, without dropout; a t5's tokenizer has sentinels and closes texts."""
+
+    def make(name: str = "tiny", *, model_type: str = "t5", seed: int = 0, **config: Any) -> Path:
+        path = tmp_path_factory.mktemp("checkpoint") / name
+        is_t5 = "t5" in model_type
+        sizes = (T5_SIZES | {"dropout_rate": 0.0}) if is_t5 else (BART_SIZES | {"dropout": 0.0})
+        ids = {"eos_token_id": EOS, "pad_token_id": 2, "decoder_start_token_id": 2}
+        torch.manual_seed(seed)
+        settings = {"vocab_size": 350, **ids, **sizes, **config}
+        model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(model_type, **settings))
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.25)
+        model.save_pretrained(path)
+        special = {"additional_special_tokens": SENTINELS} if is_t5 else {}
+        tokenizer = make_tokenizer(**special)
+        closed = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", EOS)])
+        tokenizer.backend_tokenizer.post_processor = closed
+        tokenizer.save_pretrained(path)
         return path
 
     return make

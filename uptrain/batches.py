@@ -1,13 +1,16 @@
 """Which tokens a step trains on: a pure function of the seed and the step, whatever the number of processes.
 
-The store is a ring of N tokens. In each epoch the ring is cut, from a random token on, into N // L windows of L
-tokens, which are taken in random order, each once. Sample n is window n mod (N // L) of epoch n div (N // L), and
-step s trains on samples s*B ... s*B + B - 1. So a run that is resumed at any step goes on exactly where it was.
+Step s trains on samples s*B ... s*B + B - 1, so a run that is resumed at any step goes on exactly where it was.
+
+For decoders the store is a ring of N tokens. In each epoch the ring is cut, from a random token on, into N // L windows
+of L tokens, which are taken in random order, each once. Sample n is window n mod (N // L) of epoch n div (N // L).
+`gqa.uptrain.spans` and `gqa.uptrain.pairs` say what samples are for encoder-decoders.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -18,8 +21,28 @@ IGNORED = -100
 """The label of a token that is not to be predicted."""
 
 
-class Batch(NamedTuple):
-    """Sequences ready for the model. Each tensor is int64, [sequences, length]."""
+class Tensors:
+    """Sequences ready for the model, as a dataclass of int64 tensors, each [sequences, length]."""
+
+    labels: torch.Tensor
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter(vars(self).values())
+
+    def micro_batches(self, size: int) -> list[Self]:
+        """The batch in parts of `size` sequences."""
+        return [type(self)(*parts) for parts in zip(*(tensor.split(size) for tensor in self), strict=True)]
+
+    def to(self, device: torch.device) -> Self:
+        """The batch on `device`; copies to a GPU do not wait."""
+        if device.type == "cuda":
+            return type(self)(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in self))
+        return type(self)(*(tensor.to(device) for tensor in self))
+
+
+@dataclass(frozen=True)
+class Batch(Tensors):
+    """For a decoder."""
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
@@ -28,20 +51,30 @@ class Batch(NamedTuple):
     labels: torch.Tensor
     """The next token, or IGNORED where that is another document's first."""
 
-    def micro_batches(self, size: int) -> list["Batch"]:
-        """The batch in parts of `size` sequences."""
-        return [Batch(*parts) for parts in zip(*(tensor.split(size) for tensor in self), strict=True)]
 
-    def to(self, device: torch.device) -> "Batch":
-        """The batch on `device`; copies to a GPU do not wait."""
-        if device.type == "cuda":
-            return Batch(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in self))
-        return Batch(*(tensor.to(device) for tensor in self))
+class Samples(Protocol):
+    """What a run trains on: samples, which become sequences in a batch."""
+
+    def samples(self, step: int) -> np.ndarray:
+        """The samples of a step, over all processes: an array of as many entries as sequences."""
+        ...
+
+    def targets(self, samples: np.ndarray) -> int:
+        """How many labels the samples hold. Every process can tell, without asking the others."""
+        ...
+
+    def tokens_before(self, step: int) -> int:
+        """How many tokens pass through the model in all steps before `step`, padding left out."""
+        ...
+
+    def batch(self, samples: np.ndarray) -> Tensors:
+        """The samples, ready for the model."""
+        ...
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """The order in which a store's windows are trained on."""
+    """The order in which a store's windows are trained on. A sample is where its window starts in the store."""
 
     store: TokenStore
     sequence_length: int
@@ -50,25 +83,29 @@ class Sampler:
 
     seed: int
 
-    def window_starts(self, step: int) -> np.ndarray:
+    def samples(self, step: int) -> np.ndarray:
         """Where in the store each window of a step starts, as an array of `batch_size`."""
         windows = len(self.store) // self.sequence_length
         samples = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         starts = np.empty(self.batch_size, np.int64)
         for index, sample in enumerate(samples):
-            offset, order = _epoch(self.seed, int(sample // windows), windows, len(self.store))
+            offset, order = epoch_order(self.seed, int(sample // windows), windows, len(self.store))
             starts[index] = (offset + order[sample % windows] * self.sequence_length) % len(self.store)
         return starts
 
-    def targets(self, starts: np.ndarray) -> int:
-        """How many labels the windows at `starts` hold. Every process can tell, without asking the others."""
-        first_labels = (start + 1 for start in starts)
+    def targets(self, samples: np.ndarray) -> int:
+        """How many labels the windows hold."""
+        first_labels = (start + 1 for start in samples)
         hidden = sum(len(self.store.starts_within(label, self.sequence_length)) for label in first_labels)
-        return len(starts) * self.sequence_length - hidden
+        return len(samples) * self.sequence_length - hidden
 
-    def batch(self, starts: np.ndarray) -> Batch:
-        """The windows at `starts`, ready for the model."""
-        return read_windows(self.store, starts, self.sequence_length)
+    def tokens_before(self, step: int) -> int:
+        """Every window is full."""
+        return step * self.batch_size * self.sequence_length
+
+    def batch(self, samples: np.ndarray) -> Batch:
+        """The windows, ready for the model."""
+        return read_windows(self.store, samples, self.sequence_length)
 
 
 def read_windows(store: TokenStore, starts: np.ndarray, length: int) -> Batch:
@@ -84,7 +121,7 @@ def read_windows(store: TokenStore, starts: np.ndarray, length: int) -> Batch:
 
 
 @lru_cache(maxsize=2)  # a step can straddle two epochs
-def _epoch(seed: int, epoch: int, windows: int, tokens: int) -> tuple[int, np.ndarray]:
+def epoch_order(seed: int, epoch: int, windows: int, tokens: int) -> tuple[int, np.ndarray]:
     """Where an epoch cuts the ring, and the order of its windows.
 
     Raw bits of a counter-based generator, because numpy promises that these never change between its releases.

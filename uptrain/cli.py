@@ -33,6 +33,7 @@ def uptrain_command(recipe: Path | None, as_json: bool, **given: Any) -> None:
     Examples:
       gqa-uptrain ckpt-gqa8 --data corpus.jsonl --max-tokens 100000000
       gqa-uptrain ckpt-gqa8 --data corpus.jsonl --alpha 0.05 --pretraining-tokens 300000000000
+      gqa-uptrain t5-gqa2 --data pairs.jsonl --source-column article --target-column summary --max-steps 1000
       gqa-uptrain --recipe recipe.toml --learning-rate 5e-5
       accelerate launch -m gqa.uptrain --recipe recipe.toml
       ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m gqa.uptrain --recipe recipe.toml

@@ -18,7 +18,9 @@ class UptrainConfig:
     """Checkpoint to train: a directory, or a Hub id."""
 
     data: str
-    """Training text: a text, jsonl or parquet file, or a datasets name."""
+    """Training text: a text, jsonl or parquet file, or a datasets name. An encoder-decoder trains on pairs where the
+    data has them (source_column, target_column), and otherwise, if it has T5's sentinels, on span corruption of the
+    text: 15% of the tokens, in spans of 3 on average."""
 
     output: Path | None = None
     """Directory of the finished checkpoint [default: beside the input, CHECKPOINT-uptrained]."""
@@ -35,6 +37,12 @@ class UptrainConfig:
 
     text_column: str = "text"
     """Column that holds the text, where data has columns."""
+
+    source_column: str = "source"
+    """Column of what goes into an encoder-decoder."""
+
+    target_column: str = "target"
+    """Column of what is to come out of it."""
 
     subset: str | None = None
     """Subset (configuration) of the dataset, where data is one on the Hub."""
@@ -58,7 +66,11 @@ class UptrainConfig:
     """Where tokenised text is kept for the next run [default: $XDG_CACHE_HOME/gqa, or ~/.cache/gqa]."""
 
     sequence_length: int | None = None
-    """Tokens in a sequence [default: 2048, or the model's longest if that is shorter]."""
+    """Tokens in a sequence; for encoder-decoders in a source, longer ones being cut [default: 2048, or the model's
+    longest if that is shorter]."""
+
+    target_length: int | None = None
+    """Tokens in a target of an encoder-decoder's pairs, longer ones being cut [default: sequence_length]."""
 
     batch_size: int | None = None
     """Sequences in one optimizer step, over all processes [default: 32, unless batch_tokens is given]."""
@@ -70,7 +82,8 @@ class UptrainConfig:
     """At most so many sequences pass through a process at once; gradients accumulate [default: its whole share]."""
 
     max_tokens: int | None = None
-    """Budget: train on so many tokens, rounded up to whole steps."""
+    """Budget: train on so many tokens, rounded up to whole steps. Of encoder-decoders sources and targets count,
+    padding does not."""
 
     max_steps: int | None = None
     """Budget: train for so many steps."""
@@ -79,7 +92,8 @@ class UptrainConfig:
     """Budget: this share of pretraining_tokens (the paper's alpha; 0.05 there)."""
 
     pretraining_tokens: int | None = None
-    """Tokens the original model was pretrained on; needed by alpha."""
+    """Tokens the original model was pretrained on; needed by alpha. Counted as here: of T5's 1e12 tokens, which are
+    sources, the targets are another 2.2e11."""
 
     learning_rate: float = 1e-4
     """Peak learning rate."""
@@ -180,6 +194,7 @@ class UptrainConfig:
 
 _POSITIVE = (
     "sequence_length",
+    "target_length",
     "batch_size",
     "batch_tokens",
     "micro_batch_size",
@@ -203,7 +218,8 @@ FREE_ON_RESUME = frozenset(
 """Options that a resumed run may change: none of them decides what is learnt (but for rounding)."""
 
 NAMES_OF_CONTENT = frozenset(
-    {"checkpoint", "data", "subset", "split", "text_column", "validation_data", "validation_split"}
+    {"checkpoint", "data", "subset", "split", "validation_data", "validation_split"}
+    | {"text_column", "source_column", "target_column"}
 )
 """Options that name content: a resumed run compares the content, wherever it lies now."""
 

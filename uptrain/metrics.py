@@ -11,6 +11,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ class Metrics:
 
     path: Path
     accelerator: Accelerator
-    tokens_per_step: int
+    tokens_before: Callable[[int], int]
+    """How many tokens pass through the model in all steps before one (the first is 0)."""
+
     _pending: list[tuple[int, float, torch.Tensor]] = field(default_factory=list)
     _clock: float = field(default_factory=time.perf_counter)
 
@@ -57,7 +60,7 @@ class Metrics:
         device_values = torch.stack(values)  # [steps, (loss, norm)]
         losses = self.accelerator.reduce(device_values[:, 0].contiguous(), "sum").tolist()
         norms = device_values[:, 1].tolist()
-        speed = len(steps) * self.tokens_per_step / (time.perf_counter() - self._clock)
+        speed = (self.tokens_before(steps[-1]) - self.tokens_before(steps[0] - 1)) / (time.perf_counter() - self._clock)
         self.restart_clock()
         lines: list[dict[str, Any]] = []
         for step, rate, loss, norm in zip(steps, rates, losses, norms, strict=True):
@@ -68,7 +71,7 @@ class Metrics:
                     "training stopped, and earlier checkpoints of the run are kept: lower learning_rate, or clip more"
                 )
             facts = {"loss": loss, "learning_rate": rate, "grad_norm": norm, "tokens_per_second": round(speed, 1)}
-            lines.append({"step": step, "tokens": step * self.tokens_per_step, **facts})
+            lines.append({"step": step, "tokens": self.tokens_before(step), **facts})
         self._write(lines)
         return lines[-1]
 
@@ -76,7 +79,7 @@ class Metrics:
         """Write a validation's line; returns the perplexity."""
         perplexity = math.exp(min(loss, 700.0))  # beyond that a float overflows
         facts = {"validation_loss": loss, "validation_perplexity": perplexity}
-        self._write([{"step": step, "tokens": step * self.tokens_per_step, **facts}])
+        self._write([{"step": step, "tokens": self.tokens_before(step), **facts}])
         return perplexity
 
     def _write(self, lines: list[dict[str, Any]]) -> None:

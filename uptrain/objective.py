@@ -1,4 +1,4 @@
-"""What is minimised: the summed negative log-likelihood of the next tokens.
+"""What is minimised: the summed negative log-likelihood of the next tokens, or of a target's.
 
 A sum, never a mean: means of unequal parts can't be put together again. Whoever calls divides by the number of
 targets of the whole step. Routers of mixture-of-experts models get no balancing loss: theirs is balanced already.
@@ -9,14 +9,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from gqa.eval.teacher import decoder_inputs
 from gqa.uptrain.batches import IGNORED
 
 _CHUNK_ELEMENTS = 1 << 24
 """Logits that are in fp32 at a time: 64 MiB."""
 
 
-class NextTokenLoss(nn.Module):
-    """A causal language model together with its loss, so that compilation and sharding see one module."""
+class Objective(nn.Module):
+    """A model together with its loss, so that compilation and sharding see one module."""
 
     def __init__(self, model: nn.Module, autocast: torch.dtype | None) -> None:
         """`autocast`: the type of matrix products; None computes in the weights' own type."""
@@ -25,16 +26,33 @@ class NextTokenLoss(nn.Module):
         self.autocast = autocast
         self._no_split_modules = getattr(model, "_no_split_modules", None)  # where accelerate's FSDP may cut
 
+    def _logits(self, input_ids: torch.Tensor, **given: torch.Tensor | None) -> torch.Tensor:
+        device = input_ids.device.type
+        with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
+            return self.model(input_ids=input_ids, use_cache=False, **given).logits
+
+
+class NextTokenLoss(Objective):
+    """Of a causal language model."""
+
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Sum of the labels' negative log-likelihoods in nats: an fp32 scalar.
 
         Args are as in `Batch`. Packed documents are kept apart by `position_ids`, which transformers honours only
         without an attention mask and without a cache.
         """
-        device = input_ids.device.type
-        with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
-            output = self.model(input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False)
-        return summed_cross_entropy(output.logits.flatten(0, 1), labels.flatten())
+        logits = self._logits(input_ids, position_ids=position_ids, attention_mask=None)
+        return summed_cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+class TargetLoss(Objective):
+    """Of an encoder-decoder whose decoder is given the right target so far (teacher forcing)."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Sum of the labels' negative log-likelihoods in nats: an fp32 scalar. Args are as in `PairBatch`."""
+        inputs = decoder_inputs(self.model, labels)
+        logits = self._logits(input_ids, attention_mask=attention_mask, decoder_input_ids=inputs)
+        return summed_cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 
 def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

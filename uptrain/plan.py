@@ -1,7 +1,7 @@
 """What a config means for one checkpoint: every default filled in, every number worked out, checked before any work."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,14 @@ class Plan:
     output: Path
     run_dir: Path
     sequence_length: int
+    """Tokens in a sequence; of an encoder-decoder: at most in a source."""
+
+    target_length: int
+    """At most in a target, of an encoder-decoder's pairs."""
+
+    tokens_per_sequence: float
+    """What counts in the budget: of a decoder the sequence, of an encoder-decoder source and target, on average."""
+
     batch_size: int
     """Sequences in a step, over all processes."""
 
@@ -31,29 +39,45 @@ class Plan:
     save_every: int
 
     @property
-    def tokens_per_step(self) -> int:
-        """Tokens that pass through the model in a step."""
-        return self.batch_size * self.sequence_length
+    def tokens_per_step(self) -> float:
+        """Tokens that pass through the model in a step, on average."""
+        return self.batch_size * self.tokens_per_sequence
 
 
 def make_plan(config: UptrainConfig, model_config: dict[str, Any], processes: int) -> Plan:
     """The numbers of the run that `config` asks for, on a checkpoint with this `config.json`, by so many processes.
+
+    Of an encoder-decoder they hold until it is known what its data is like; then see `with_tokens`.
 
     Raises:
         UserError: numbers that don't fit each other or the model.
     """
     length = _sequence_length(config, model_config)
     batch_size = _batch_size(config, length)
-    steps = config.max_steps or math.ceil(_token_budget(config) / (batch_size * length))
-    tenth = math.ceil(steps / 10)
     output = config.output or _beside(config.checkpoint)
-    return Plan(
+    plan = Plan(
         output=output,
         run_dir=config.run_dir or output.parent / f"{output.name}.run",
         sequence_length=length,
+        target_length=_length("target_length", config.target_length, model_config) or length,
+        tokens_per_sequence=length,
         batch_size=batch_size,
         rows=_rows(config, batch_size, processes),
         processes=processes,
+        steps=0,
+        eval_every=0,
+        save_every=0,
+    )
+    return with_tokens(plan, config, length)
+
+
+def with_tokens(plan: Plan, config: UptrainConfig, tokens_per_sequence: float) -> Plan:
+    """The plan with the steps that the budget allows when sequences have so many tokens on average."""
+    steps = config.max_steps or math.ceil(_token_budget(config) / (plan.batch_size * tokens_per_sequence))
+    tenth = math.ceil(steps / 10)
+    return replace(
+        plan,
+        tokens_per_sequence=tokens_per_sequence,
         steps=steps,
         eval_every=config.eval_every or tenth,
         save_every=config.save_every or tenth,
@@ -61,14 +85,21 @@ def make_plan(config: UptrainConfig, model_config: dict[str, Any], processes: in
 
 
 def _sequence_length(config: UptrainConfig, model_config: dict[str, Any]) -> int:
-    longest = next(
-        (model_config[key] for key in ("max_position_embeddings", "n_positions") if key in model_config), None
-    )
-    if config.sequence_length is None:
-        return min(_DEFAULT_LENGTH, longest or _DEFAULT_LENGTH)
-    if longest is not None and config.sequence_length > longest:
-        raise UserError(f"sequence_length {config.sequence_length} is beyond the model's longest sequence, {longest}")
-    return config.sequence_length
+    asked = _length("sequence_length", config.sequence_length, model_config)
+    return asked or min(_DEFAULT_LENGTH, _positions(model_config) or _DEFAULT_LENGTH)
+
+
+def _positions(model_config: dict[str, Any]) -> int | None:
+    return next((model_config[key] for key in ("max_position_embeddings", "n_positions") if key in model_config), None)
+
+
+def _length(name: str, asked: int | None, model_config: dict[str, Any]) -> int | None:
+    """The length that is asked for, if one is, and the model has as many positions."""
+    is_relative = "relative_attention_num_buckets" in model_config  # T5's: its n_positions says what it was trained on
+    longest = None if is_relative else _positions(model_config)
+    if asked is not None and longest is not None and asked > longest:
+        raise UserError(f"{name} {asked} is beyond the model's longest sequence, {longest}")
+    return asked
 
 
 def _batch_size(config: UptrainConfig, length: int) -> int:

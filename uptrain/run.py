@@ -11,12 +11,11 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from gqa.convert.options import build_options
-from gqa.uptrain.batches import Sampler
 from gqa.uptrain.checkpoints import Checkpoints, complete_checkpoints, step_of
 from gqa.uptrain.config import UptrainConfig, as_json
 from gqa.uptrain.metrics import Metrics, read_metrics
 from gqa.uptrain.model import autocast_type
-from gqa.uptrain.objective import NextTokenLoss
+from gqa.uptrain.objective import NextTokenLoss, TargetLoss
 from gqa.uptrain.optimizer import build_optimizer
 from gqa.uptrain.prepare import Setup, on_cpu, prepare
 from gqa.uptrain.rundir import RunDir
@@ -70,13 +69,14 @@ def _assemble(setup: Setup, screen: Screen) -> tuple[Trainer, int]:
     config, plan, run_dir = setup.config, setup.plan, setup.run_dir
     accelerator = _accelerator(config, run_dir)
     autocast = autocast_type(config.precision, accelerator.device)
-    objective = NextTokenLoss(setup.model, autocast)
+    is_pair = setup.model.config.is_encoder_decoder
+    objective = (TargetLoss if is_pair else NextTokenLoss)(setup.model, autocast)
     if config.compile:
-        objective.compile(dynamic=False)
+        objective.compile(dynamic=None if is_pair else False)  # pairs are of many lengths; a decoder's windows of one
     module, optimizer = accelerator.prepare(objective, build_optimizer(objective, config, accelerator.device))
     resumed = _begin(run_dir, accelerator)
     checkpoints = Checkpoints(run_dir.checkpoints, config.keep_checkpoints, accelerator, module, optimizer)
-    metrics = Metrics(run_dir.metrics, accelerator, plan.tokens_per_step)
+    metrics = Metrics(run_dir.metrics, accelerator, setup.data.samples.tokens_before)
     start = step_of(resumed) if resumed else 0
     if resumed:
         checkpoints.load(resumed)
@@ -88,8 +88,8 @@ def _assemble(setup: Setup, screen: Screen) -> tuple[Trainer, int]:
         accelerator=accelerator,
         module=module,
         optimizer=optimizer,
-        sampler=Sampler(setup.train_store, plan.sequence_length, plan.batch_size, config.seed),
-        validation=setup.validation,
+        samples=setup.data.samples,
+        validation=setup.data.validation,
         checkpoints=checkpoints,
         metrics=metrics,
         screen=screen,
@@ -103,10 +103,11 @@ def _finish(setup: Setup, trainer: Trainer) -> UptrainResult:
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = get_model_state_dict(trainer.module, options=options)
     lines = [line for line in read_metrics(setup.run_dir.metrics) if "validation_loss" in line]
-    tokens = plan.steps * plan.tokens_per_step
+    tokens = setup.data.samples.tokens_before(plan.steps)
     if accelerator.is_main_process:
         named = {name.removeprefix("model."): tensor for name, tensor in weights.items()}  # the objective's own name
-        facts = {"config": as_json(setup.config), "steps": plan.steps, "tokens": tokens, "validation": lines}
+        facts = {"config": as_json(setup.config), "objective": setup.data.objective, "steps": plan.steps}
+        facts |= {"tokens": tokens, "trained_on": setup.data.described, "validation": lines}
         setup.export.write(setup.model, named, facts)
     accelerator.wait_for_everyone()
     return UptrainResult(plan.output, plan.run_dir, plan.steps, tokens, lines)
@@ -144,12 +145,12 @@ def _headline(setup: Setup, device: torch.device, autocast: torch.dtype | None, 
     plan = setup.plan
     counts = {"processes": plan.processes, "parts": plan.batch_size // plan.processes // plan.rows}
     shape = "".join(f"{count} {what} of " for what, count in counts.items() if count > 1)
-    shape += f"{plan.rows} sequences of {plan.sequence_length} tokens"
+    shape += f"{plan.rows} sequences of {plan.tokens_per_sequence:.0f} tokens"
     arithmetic = str(autocast or torch.float32).removeprefix("torch.")
     return (
         f"{'Resuming' if start else 'Training'} {setup.config.checkpoint} in {arithmetic} on "
-        f"{device.type}, from step {start:,} to {plan.steps:,}; {plan.tokens_per_step:,} tokens a step ({shape}), "
-        f"{plan.steps * plan.tokens_per_step:,} in all, out of {len(setup.train_store):,} tokens of text"
+        f"{device.type}, from step {start:,} to {plan.steps:,}; {plan.tokens_per_step:,.0f} tokens a step ({shape}), "
+        f"{setup.data.samples.tokens_before(plan.steps):,} in all, out of {setup.data.described}"
     )
 
 

@@ -2,7 +2,7 @@
 
 A store is a folder of the cache, named by what went into it (the text's content, the tokenizer's files), with
 
-- `train.tokens`, `held_out.tokens`: token ids, all documents one after another, each closed by the end-of-text token;
+- `train.tokens`, `held_out.tokens`: token ids, all documents one after another, each as `Kind` says;
 - `train.starts`, `held_out.starts`: int64, the index of each document's first token;
 - `store.json`: the dtype of the ids, counts, and the largest id.
 
@@ -18,13 +18,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
-from gqa.convert.data import local_path, read_documents
+from gqa.convert.data import local_path, read_documents, read_pairs
 from gqa.convert.directory import atomic_directory
+from gqa.convert.errors import UserError
 from gqa.convert.pretrained import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _FORMAT = 1
 _DOCUMENTS_AT_ONCE = 256
@@ -64,12 +68,20 @@ class TokenStore:
         return np.concatenate([offsets, wrapped])
 
 
+Kind = Literal["documents", "stream", "sources", "targets"]
+"""How documents are tokenised. documents: with the tokens that the tokenizer adds, and closed by the end-of-text token;
+stream: without either, so that one runs into the next (for span corruption); sources, targets: the two sides of pairs,
+each with the tokens that the tokenizer adds to it, and both with the same pairs in the same order."""
+
+
 @dataclass(frozen=True)
 class Text:
     """Where text comes from and what becomes of it: everything that decides a store's content."""
 
     data: str
     column: str
+    """Of the text; of pairs: of the source."""
+
     subset: str | None
     split: str
     checkpoint: Path
@@ -78,9 +90,33 @@ class Text:
     held_out_share: float
     """Share of the documents that goes to `held_out`; a document's own hash decides."""
 
-    def documents(self) -> Iterator[str]:
+    kind: Kind = "documents"
+    target_column: str = ""
+    """Of pairs."""
+
+    def documents(self) -> Iterator["Document"]:
         """The texts, in their order."""
-        return read_documents(self.data, text_column=self.column, subset=self.subset, split=self.split)
+        if self.kind in ("documents", "stream"):
+            texts = read_documents(self.data, text_column=self.column, subset=self.subset, split=self.split)
+            return (Document(text, text) for text in texts)
+        side = 0 if self.kind == "sources" else 1
+        pairs = read_pairs(
+            self.data,
+            source_column=self.column,
+            target_column=self.target_column,
+            subset=self.subset,
+            split=self.split,
+        )
+        return (Document(pair[side], "\0".join(pair)) for pair in pairs)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text to be tokenised."""
+
+    text: str
+    identity: str
+    """What decides whether it is held out."""
 
 
 def open_stores(text: Text, cache: Path, progress: Callable[[int], None]) -> tuple[TokenStore, TokenStore]:
@@ -115,7 +151,8 @@ def _key(text: Text) -> str:
     A dataset on the Hub is known by its name, not by its revision there: so a run that is resumed goes on with the
     text that it began with, whatever was uploaded since, and needs no network. Another cache_dir reads it anew.
     """
-    digest = hashlib.sha256(repr((_FORMAT, text.column, text.held_out_share)).encode())
+    how = () if text.kind == "documents" else (text.kind, text.target_column)
+    digest = hashlib.sha256(repr((_FORMAT, text.column, text.held_out_share, *how)).encode())
     path = local_path(text.data)
     if path is None:
         digest.update(repr((text.data, text.subset, text.split)).encode())
@@ -123,7 +160,7 @@ def _key(text: Text) -> str:
         for file in sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]:
             digest.update(file.suffix.encode() + _file_hash(file))  # the suffix says how a file is read
     for path in sorted(text.checkpoint.iterdir()):
-        if "token" in path.name or path.name.startswith(("vocab", "merges", "spiece")):
+        if "token" in path.name or path.name.startswith(("vocab", "merges", "spiece")) or path.suffix == ".spm":
             digest.update(path.name.encode() + _file_hash(path))
     return digest.hexdigest()[:32]
 
@@ -177,7 +214,6 @@ class _Writer:
 def _tokenise(text: Text, folder: Path, progress: Callable[[int], None]) -> None:
     """Write a store's files into `folder`."""
     tokenizer = load_tokenizer(text.checkpoint)
-    end = tokenizer.eos_token_id
     dtype = "uint16" if max(tokenizer.get_vocab().values()) < 1 << 16 else "uint32"
     with ExitStack() as files:
         train, held_out = (
@@ -187,23 +223,44 @@ def _tokenise(text: Text, folder: Path, progress: Callable[[int], None]) -> None
             for name in ("train", "held_out")
         )
         for documents in _batched(text.documents(), _DOCUMENTS_AT_ONCE):
-            encoded = tokenizer(documents, return_attention_mask=False, verbose=False)["input_ids"]
-            for document, ids in zip(documents, encoded, strict=True):
-                closed = ids if end is None or ids[-1:] == [end] else [*ids, end]
-                if closed:
-                    (held_out if _is_held_out(document, text.held_out_share) else train).append(closed)
+            for document, ids in zip(documents, _encode(tokenizer, documents, text), strict=True):
+                if ids:
+                    (held_out if _is_held_out(document.identity, text.held_out_share) else train).append(ids)
             progress(train.tokens + held_out.tokens)
     described = {"dtype": dtype, "train": train.facts(), "held_out": held_out.facts()}
     (folder / "store.json").write_text(json.dumps(described, indent=2) + "\n")
 
 
-def _is_held_out(document: str, share: float) -> bool:
+def _encode(tokenizer: "PreTrainedTokenizerBase", documents: list[Document], text: Text) -> list[list[int]]:
+    """The token ids of documents, as their kind says.
+
+    Raises:
+        UserError: a side of a pair has no token.
+    """
+    texts = [document.text for document in documents]
+    if text.kind == "stream":
+        return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    if text.kind == "targets":
+        encoded = tokenizer(text_target=texts, verbose=False)["input_ids"]
+    else:
+        encoded = tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
+    if text.kind == "documents":
+        end = tokenizer.eos_token_id
+        return [ids if end is None or ids[-1:] == [end] else [*ids, end] for ids in encoded]
+    if not all(encoded):
+        document = documents[[bool(ids) for ids in encoded].index(False)]
+        pair = document.identity.replace("\0", " -> ")[:60]
+        raise UserError(f"{text.data} has a pair one of whose {text.kind} is without a token: {pair!r}; leave it out")
+    return encoded
+
+
+def _is_held_out(identity: str, share: float) -> bool:
     """Whether a document is for validation: its own hash decides, so order and repetition change nothing."""
-    number = int.from_bytes(hashlib.blake2b(document.encode(), digest_size=8).digest(), "big")
+    number = int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "big")
     return number < share * 2**64
 
 
-def _batched(items: Iterable[str], size: int) -> Iterator[list[str]]:
+def _batched(items: Iterable[Document], size: int) -> Iterator[list[Document]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch

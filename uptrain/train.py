@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from gqa.convert.errors import UserError
-from gqa.uptrain.batches import Sampler
+from gqa.uptrain.batches import Samples
 from gqa.uptrain.checkpoints import Checkpoints
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.metrics import Metrics
@@ -33,7 +33,7 @@ class Trainer:
     """The objective as accelerate prepared it: called with a batch, gives the sum of its losses."""
 
     optimizer: torch.optim.Optimizer
-    sampler: Sampler
+    samples: Samples
     validation: Validation | None
     checkpoints: Checkpoints
     metrics: Metrics
@@ -78,11 +78,11 @@ class Trainer:
         by the labels of the whole step. Processes average their gradients, hence the factor that undoes it.
         """
         _seed_dropout(self.config.seed, index, self.accelerator.process_index)
-        starts = self.sampler.window_starts(index)
-        targets = max(1, self.sampler.targets(starts))
-        share = len(starts) // self.plan.processes
-        mine = starts[self.accelerator.process_index * share :][:share]
-        parts = self.sampler.batch(mine).to(self.accelerator.device).micro_batches(self.plan.rows)
+        samples = self.samples.samples(index)
+        targets = max(1, self.samples.targets(samples))
+        share = len(samples) // self.plan.processes
+        mine = samples[self.accelerator.process_index * share :][:share]
+        parts = self.samples.batch(mine).to(self.accelerator.device).micro_batches(self.plan.rows)
         total = torch.zeros((), device=self.accelerator.device)
         for number, part in enumerate(parts, start=1):
             with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.module):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 from typer.testing import CliRunner
 
-from gqa.eval import evaluate as story
+from gqa.eval import stream
 from gqa.eval.cli import app
 from gqa.eval.render import HEADINGS
 
@@ -52,6 +52,9 @@ def test_every_option_reaches_the_evaluation(checkpoint, tmp_path: Path):
     data.write_text('{"body": "Some text that is long enough."}\n')
     asked = {
         "text_column": "body",
+        "source_column": "from",
+        "target_column": "to",
+        "seed": 3,
         "subset": "s",
         "split": "train",
         "documents": "separate",
@@ -179,7 +182,7 @@ def test_running_out_of_memory_names_the_batch_size(checkpoint, data, monkeypatc
     def fail(*given, **more):
         raise torch.OutOfMemoryError("tried to allocate much")
 
-    monkeypatch.setattr(story, "token_nlls", fail)
+    monkeypatch.setattr(stream, "token_nlls", fail)
     result = gqa_eval(checkpoint, "--data", data, "--window", 16)
     assert result.exit_code == 2
     assert result.stderr == "Error: out of memory at batch size 32; choose a smaller --batch-size\n"

@@ -9,6 +9,7 @@ import pytest
 
 from gqa.eval.evaluate import evaluate
 from gqa.eval.options import EvalOptions
+from gqa.eval.stream import StreamMaterial
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
@@ -41,7 +42,9 @@ def test_rolling_log_likelihood(make_checkpoint, texts, tmp_path: Path, adds_bos
         data=str(data), documents="separate", bos="first", window=max_length + 1, stride=max_length, dtype="float32"
     )
     (row,) = evaluate([checkpoint], options).rows
-    document = row.subject.material.text.document
+    material = row.subject.material
+    assert isinstance(material, StreamMaterial)
+    document = material.text.document
     ours = -np.bincount(document, weights=row.result.nlls)
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 

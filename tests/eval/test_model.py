@@ -74,6 +74,6 @@ def test_a_truncated_file_is_an_error(broken):
 
 
 def test_a_config_of_no_language_model_is_an_error(broken):
-    change_config(broken, model_type="t5")
-    with pytest.raises(UserError, match="is a t5, which is no causal language model"):
+    change_config(broken, model_type="albert")
+    with pytest.raises(UserError, match="is a albert, which is no causal language model"):
         load_model(broken, device="cpu")

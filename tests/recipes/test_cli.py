@@ -15,10 +15,10 @@ def test_list_names_every_recipe_with_its_line(gqa_run: Run):
     result = gqa_run("--list")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
-    assert [line.split()[0] for line in lines[:4]] == ["demo", "demo-fit", "llama2-7b-gqa8", "paper"]
+    assert [line.split()[0] for line in lines[:5]] == ["demo", "demo-fit", "llama2-7b-gqa8", "paper", "paper-t5"]
     assert "accelerate" in lines[-1]
     as_json = json.loads(gqa_run("--list", "--json").stdout)
-    assert list(as_json["recipes"]) == ["demo", "demo-fit", "llama2-7b-gqa8", "paper"]
+    assert list(as_json["recipes"]) == ["demo", "demo-fit", "llama2-7b-gqa8", "paper", "paper-t5"]
     assert Path(as_json["folder"], "accelerate").is_dir()
 
 
@@ -39,7 +39,7 @@ def test_dry_run_prints_the_complete_recipe_and_makes_nothing(
     ("arguments", "said"),
     [
         ([], "name a recipe"),
-        (["dmeo"], "no recipe 'dmeo' (did you mean 'demo'?); shipped: demo, demo-fit, llama2-7b-gqa8, paper"),
+        (["dmeo"], "no recipe 'dmeo' (did you mean 'demo'?); shipped: demo, demo-fit, llama2-7b-gqa8, paper, paper-t5"),
         (["gone.toml"], "no recipe file gone.toml"),
         (["./gone"], "no recipe file gone"),
         (["demo", "uptrain.max_stepz=3"], "unknown key 'max_stepz' (did you mean 'max_steps'?)"),

@@ -15,7 +15,7 @@ def write(path: Path, text: str) -> Path:
 
 def test_the_shipped_recipes_are_described_in_a_line():
     described = descriptions()
-    assert list(described) == ["demo", "demo-fit", "llama2-7b-gqa8", "paper"]
+    assert list(described) == ["demo", "demo-fit", "llama2-7b-gqa8", "paper", "paper-t5"]
     assert all(0 < len(line) <= 100 and "\n" not in line for line in described.values())
 
 

@@ -17,6 +17,7 @@ NEEDED = {
     "demo-fit": [],
     "llama2-7b-gqa8": [],
     "paper": ["checkpoint=c", "uptrain.data=t.jsonl", "eval.data=h.jsonl", "uptrain.pretraining_tokens=300e9"],
+    "paper-t5": ["checkpoint=c", "uptrain.data=t.jsonl", "eval.data=h.jsonl"],
 }
 
 
@@ -56,6 +57,14 @@ def test_the_paper_recipe_is_the_papers():
     recipe = load_recipe("paper", NEEDED["paper"])
     assert (recipe.convert.groups, recipe.convert.method) == (8, "mean")
     assert (recipe.uptrain.alpha, recipe.uptrain.pretraining_tokens) == (0.05, 300_000_000_000)
+
+
+def test_the_papers_t5_sees_its_own_batches_for_a_twentieth_of_its_million_steps():
+    recipe = load_recipe("paper-t5", NEEDED["paper-t5"])
+    uptrain, tokens = recipe.uptrain, 2048 * (512 + 114)  # of sources and targets in a step
+    assert (uptrain.batch_size, uptrain.batch_tokens, uptrain.sequence_length) == (2048, None, 512)
+    assert (uptrain.alpha, uptrain.pretraining_tokens) == (0.05, 1_000_000 * tokens)
+    assert (recipe.convert.method, recipe.convert.groups, recipe.eval.window) == ("mean", 8, 512)
 
 
 def test_llama2_inherits_the_papers_conversion_and_trains_a_billion_tokens():

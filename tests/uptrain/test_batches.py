@@ -22,26 +22,26 @@ def sampler(store: TokenStore, batch_size: int = 3, seed: int = 0, length: int =
 def test_a_step_is_a_function_of_seed_and_step(store):
     first, again = sampler(store), sampler(store)
     for step in (7, 0, 100, 7):
-        np.testing.assert_array_equal(first.window_starts(step), again.window_starts(step))
-    assert first.window_starts(3).tolist() != sampler(store, seed=1).window_starts(3).tolist()
+        np.testing.assert_array_equal(first.samples(step), again.samples(step))
+    assert first.samples(3).tolist() != sampler(store, seed=1).samples(3).tolist()
 
 
 def test_the_order_never_changes():
     """What a resumed run relies on, whatever the version of numpy: these numbers are part of the format."""
     store = TokenStore("key", np.arange(100, dtype=np.uint16), np.array([0]), 99)
-    assert sampler(store).window_starts(0).tolist() == sampler(store, batch_size=6).window_starts(0)[:3].tolist()
-    assert sampler(store, batch_size=6).window_starts(0).tolist() == [67, 39, 23, 59, 15, 91]
+    assert sampler(store).samples(0).tolist() == sampler(store, batch_size=6).samples(0)[:3].tolist()
+    assert sampler(store, batch_size=6).samples(0).tolist() == [67, 39, 23, 59, 15, 91]
 
 
 def test_samples_do_not_depend_on_the_batch(store):
-    small = [start for step in range(8) for start in sampler(store, 3).window_starts(step)]
-    large = [start for step in range(4) for start in sampler(store, 6).window_starts(step)]
+    small = [start for step in range(8) for start in sampler(store, 3).samples(step)]
+    large = [start for step in range(4) for start in sampler(store, 6).samples(step)]
     assert small == large
 
 
 def test_an_epoch_has_every_window_once_and_the_next_cuts_elsewhere(store):
     windows = len(store) // 8
-    samples = [int(start) for step in range(2 * windows) for start in sampler(store, 1).window_starts(step)]
+    samples = [int(start) for step in range(2 * windows) for start in sampler(store, 1).samples(step)]
     epochs = samples[:windows], samples[windows:]
     for epoch in epochs:
         places = [(start + offset) % len(store) for start in epoch for offset in range(8)]
@@ -52,7 +52,7 @@ def test_an_epoch_has_every_window_once_and_the_next_cuts_elsewhere(store):
 
 def test_a_batch_may_hold_several_epochs(store):
     windows = len(store) // 8
-    starts = sampler(store, 3 * windows).window_starts(0)
+    starts = sampler(store, 3 * windows).samples(0)
     assert len(starts) == 3 * windows
     assert len(set(starts[:windows].tolist())) == windows
 
@@ -73,12 +73,12 @@ def test_positions_and_labels_stay_in_their_document(store, start: int):
 
 def test_targets_are_counted_without_reading_them(store):
     for step in range(20):
-        starts = sampler(store).window_starts(step)
+        starts = sampler(store).samples(step)
         assert sampler(store).targets(starts) == int((sampler(store).batch(starts).labels != IGNORED).sum())
 
 
 def test_micro_batches_are_the_batch_in_order(store):
-    starts = sampler(store, 6).window_starts(0)
+    starts = sampler(store, 6).samples(0)
     batch = sampler(store, 6).batch(starts)
     parts = batch.micro_batches(2)
     assert len(parts) == 3

@@ -62,9 +62,7 @@ def train_plainly(config: UptrainConfig, steps: int) -> tuple[nn.Module, list[fl
     judged = [part for place in range(windows) for part in documents_of(held_out, place * 32, 32)]
     losses, validation = [], [float(loss_of(model, judged).detach())]
     for step in range(steps):
-        loss = loss_of(
-            model, [part for start in sampler.window_starts(step) for part in documents_of(store, start, 32)]
-        )
+        loss = loss_of(model, [part for start in sampler.samples(step) for part in documents_of(store, start, 32)])
         losses.append(float(loss.detach()))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), config.clip)
