@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from gqa.convert.errors import UserError
 from gqa.convert.families.refused import REFUSED
@@ -55,7 +58,8 @@ def test_every_family_has_a_class():
     assert own_code.isdisjoint(CONFIG_MAPPING)
     ours = {name for name, family in all_families().items() if family.own_code}
     assert ours.isdisjoint(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    assert (all_families().keys() | REWRITTEN.keys()) - own_code - ours <= MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys()
+    classes = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() | MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.keys()
+    assert (all_families().keys() | REWRITTEN.keys()) - own_code - ours <= classes
 
 
 def test_refused_families_are_no_supported_ones():
