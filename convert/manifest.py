@@ -1,8 +1,8 @@
 """The files of an output as `gqa.json` records them, so that a later command can tell whether they are still the same.
 
-Of a file up to 64 MiB the record has the SHA-256. A larger one is sampled: reading every byte of a checkpoint back would
-take about as long as converting it did, and what is damaged, exchanged or trained further differs in size or in the
-sample too. `gqa-push`, which must read every byte anyway, puts the whole SHA-256 in the sample's place.
+Of a file up to 64 MiB the record has the SHA-256. A larger one is sampled: to read every byte of a checkpoint back
+would take longer than to convert it, and weights that are cut short, exchanged or trained further differ in their size
+or in the sample. `gqa-push`, which reads every byte anyway, puts the whole SHA-256 in the sample's place.
 """
 
 import hashlib

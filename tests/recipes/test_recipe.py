@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from gqa.convert.errors import UserError
+from gqa.convert.tables import to_toml
 from gqa.eval.options import EvalOptions
 from gqa.recipes.files import SHIPPED, shipped_recipes
-from gqa.convert.tables import to_toml
 from gqa.recipes.recipe import Recipe, load_recipe
 from gqa.uptrain.config import UptrainConfig
 
