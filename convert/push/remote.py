@@ -121,7 +121,8 @@ class Remote:
                 )
             )
         for remark in remarks:  # what the Hub would have otherwise in the card's metadata
-            self.say(" ".join(str(remark.message).split()))
+            if remark.category is UserWarning:
+                self.say(" ".join(str(remark.message).split()))
         return done.oid, gone
 
     def tag(self, tag: str, commit: str) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from gqa.convert.push.options import CardChoice
 from gqa.convert.push.publish import Parcel, Published
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def show_parcel(parcel: Parcel, console: "Console") -> None:
         _say(console, f"{name:{width}}  {size(nbytes):>10}")
     total = size(sum(parcel.sizes.values()))
     _say(console, f"{len(parcel.sizes)} files, {total}, would go to {parcel.options.repo_id}; nothing was sent.")
-    for remark in remarks(parcel):
+    for remark in remarks(parcel, parcel.card_from):
         _say(console, remark)
     _say(console, f"The card, {'README.md as it is' if parcel.card_from == 'local' else 'as it would be written'}:\n")
     _say(console, parcel.card)
@@ -36,23 +37,22 @@ def show_published(published: Published, parcel: Parcel, console: "Console") -> 
     )
     if published.deleted:
         _say(console, f"Deleted there, left by an earlier push: {', '.join(published.deleted)}.")
-    if published.card == "hub":
-        _say(console, "The card on the Hub was edited and stays as it is; --card made replaces it.")
-    for remark in remarks(parcel) if published.card == "made" else []:
+    for remark in remarks(parcel, published.card):
         _say(console, remark)
 
 
-def remarks(parcel: Parcel) -> list[str]:
-    """What the user may want to mend in the card, and what stays here."""
+def remarks(parcel: Parcel, card: CardChoice) -> list[str]:
+    """What stays here, whose card it is, and what is missing in one that was made."""
     found = []
     if parcel.folder.left:
         found.append(f"Not sent, since gqa did not write it: {', '.join(parcel.folder.left)} (--include sends a file).")
-    if parcel.card_from == "local":
+    if card == "hub":
+        found.append("The card on the Hub was edited and stays as it is; --card made replaces it.")
+    elif card == "local":
         found.append("README.md was edited and is sent as it is; --card made has it made anew.")
-        return found
-    if parcel.base_model is None:
+    if card == "made" and parcel.base_model is None:
         found.append("The original came from a directory, so the card links to none; --base-model org/name names it.")
-    if parcel.results is None:
+    if card == "made" and parcel.results is None:
         found.append(
             "No report of gqa-eval on this checkpoint is at hand, so the card has no figures: "
             f"gqa-eval ORIGINAL {parcel.options.directory} --data TEXT -o {parcel.options.directory.parent / 'report'}"
@@ -72,13 +72,13 @@ def parcel_json(parcel: Parcel) -> dict[str, Any]:
         "not_sent": parcel.folder.left,
         "card": parcel.card,
         "card_from": parcel.card_from,
-        "remarks": remarks(parcel),
+        "remarks": remarks(parcel, parcel.card_from),
     }
 
 
 def published_json(published: Published, parcel: Parcel) -> dict[str, Any]:
     """What stands on the Hub now, for programs."""
-    return asdict(published) | {"repo_id": parcel.options.repo_id, "remarks": remarks(parcel)}
+    return asdict(published) | {"repo_id": parcel.options.repo_id, "remarks": remarks(parcel, published.card)}
 
 
 def _say(console: "Console", line: str) -> None:

@@ -338,7 +338,9 @@ def push(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
     """Runs `gqa-push` in this process, against the server, with the token it knows in HF_TOKEN."""
     from gqa.convert.push.cli import app
 
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
