@@ -74,13 +74,15 @@ def _told(error: Exception, repo_id: str) -> str | None:
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     cause = _http_error(error)
+    if "metadata in README.md" in str(error):
+        return f"the Hub refuses the card: {_last_line(error)}"
     if isinstance(cause, HfHubHTTPError):
         return _sentence(cause, repo_id)
     if isinstance(cause, HTTPError) or isinstance(error, RuntimeError):  # the latter comes from hf_xet
         return f"the connection to the Hub broke ({first_line(cause)}); {GO_ON}"
     if isinstance(error, JSONDecodeError):
         return "what answers in the Hub's place does not speak JSON; look at HF_ENDPOINT"
-    return f"the Hub refuses the card: {_last_line(error)}" if "metadata in README.md" in str(error) else None
+    return None
 
 
 def _http_error(error: BaseException) -> Exception:

@@ -186,7 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.body)
         name = f"{asked['organization']}/{asked['name']}"
         if name in self.hub.repos:
-            raise _RefusedError(409)
+            self._reply(409, json.dumps({"url": f"{self.hub.url}/{name}"}).encode())
+            return None
         if self.headers.get("Authorization") == f"Bearer {TOKEN}" and not name.startswith("me/"):
             raise _RefusedError(403, X_Error_Message="you may not create here")
         self.hub.repos[name] = Repo(private=asked.get("visibility") == "private")
