@@ -88,13 +88,15 @@ def _push(options: PushOptions, token: str | None, *, dry_run: bool, quiet: bool
     from rich.console import Console
 
     from gqa.convert.push import view
-    from gqa.convert.push.publish import find_token, pack, publish
+    from gqa.convert.push.publish import find_token, pack, publish, read
     from gqa.convert.push.remote import quiet_hub
 
     console = Console(quiet=quiet)
     quiet_hub(bars=not quiet)
+    parcel = pack(options)
     found = "" if dry_run else find_token(token)
-    parcel = pack(options, lambda total: progress_bar(f"Reading {options.directory.name}", total, quiet=quiet))
+    with progress_bar(f"Reading {options.directory.name}", parcel.folder.total_bytes, quiet=quiet) as advance:
+        parcel = read(parcel, advance)
     if dry_run:
         said = view.parcel_json(parcel)
         view.show_parcel(parcel, console)

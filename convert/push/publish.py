@@ -1,8 +1,7 @@
 """The story of publishing: check the directory, make the card, look at the repository, send what is new."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,17 @@ class Parcel:
     options: PushOptions
     folder: Folder
     files: dict[str, Record]
-    """every file but the card and gqa.json, read to its last byte"""
-    stages: list[dict[str, Any]]
-    """of gqa.json as it is sent"""
+    """every file but the card and gqa.json: as recorded or, after `read`, as they are to the last byte"""
     results: Results | None
     base_model: str | None
     card: str
     card_from: CardChoice
     """made or local"""
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """Those of gqa.json as it is sent."""
+        return [*self.folder.stages[:-1], {**self.folder.stages[-1], "files": self.files}]
 
     @property
     def texts(self) -> dict[str, str]:
@@ -62,11 +64,8 @@ class Published:
     deleted: list[str]
 
 
-def pack(options: PushOptions, reading: "Reading | None" = None) -> Parcel:
-    """Check a directory and make its card; nothing is written or sent.
-
-    Args:
-        reading: given the number of bytes to read, yields the function to call as they are read.
+def pack(options: PushOptions) -> Parcel:
+    """Check a directory in what takes no time and make its card; nothing is written or sent.
 
     Raises:
         UserError: it is not to be published as it is.
@@ -80,13 +79,10 @@ def pack(options: PushOptions, reading: "Reading | None" = None) -> Parcel:
         card = _own_card(folder, said, options)
     else:
         card = make_card(_facts(folder, results, with_licence(said, options.license, options.directory), options))
-    with (reading or _unseen)(folder.total_bytes) as advance:
-        files = folder.read(advance)
     return Parcel(
         options=options,
         folder=folder,
-        files=files,
-        stages=[*folder.stages[:-1], {**folder.stages[-1], "files": files}],
+        files=folder.recorded,
         results=results,
         base_model=_base_model(folder, options),
         card=card,
@@ -94,8 +90,17 @@ def pack(options: PushOptions, reading: "Reading | None" = None) -> Parcel:
     )
 
 
+def read(parcel: Parcel, advance: Callable[[int], None] = lambda _: None) -> Parcel:
+    """The parcel with every byte of its files read and compared with what gqa.json says.
+
+    Raises:
+        UserError: a file is not as it was written.
+    """
+    return replace(parcel, files=parcel.folder.read(advance))
+
+
 def publish(parcel: Parcel, token: str, say: Say) -> Published:
-    """Send a parcel.
+    """Send a parcel that was read.
 
     Args:
         token: of the Hub; nothing keeps it.
@@ -142,14 +147,6 @@ def find_token(given: str | None) -> str:
     if not token:
         raise UserError("there is no token for the Hub; log in with `hf auth login`, or set HF_TOKEN")
     return token
-
-
-Reading = Callable[[int], Any]
-
-
-@contextmanager
-def _unseen(_: int) -> Iterator[Callable[[int], None]]:
-    yield lambda _: None
 
 
 def _facts(folder: Folder, results: Results | None, licence: dict[str, Any], options: PushOptions) -> Facts:
