@@ -5,6 +5,8 @@ The file holds `{"format": 1, "stages": [...]}`, oldest stage first. Every stage
 - `stage`: "convert" or "uptrain";
 - `created`: UTC time, ISO 8601; `command`: the arguments as typed; `versions`: of Python and the packages used;
 - `source`: `path` as given, and the `fingerprint` of the checkpoint that went in;
+- `files`: of every file that came out, but for `gqa.json`, its `size` and its `sha256` or, where it is large, its
+  `sampled_sha256` (`convert/manifest.py` says of what);
 - what the stage itself has to say: for "convert" `model_type` of the output, `rewritten_from` (the source's, where its
   class has no KV heads, or null), `own_code` (the file of our own code that it needs, or null), `method`, `grouping`,
   `restrictions` (what the family keeps it from), `calibration` and `fit` (their options, or null), of an
@@ -28,12 +30,11 @@ from pathlib import Path
 from typing import Any
 
 from gqa.convert.errors import UserError
+from gqa.convert.manifest import feed_sample, record_files
 
 FILE_NAME = "gqa.json"
 FORMAT = 1
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
-_BLOCK = 1 << 16
-_BLOCKS = 16
 
 
 def read_stages(checkpoint: Path) -> list[dict[str, Any]]:
@@ -57,9 +58,15 @@ def read_stages(checkpoint: Path) -> list[dict[str, Any]]:
 
 
 def write_stages(checkpoint: Path, stages: list[dict[str, Any]]) -> None:
-    """Write `gqa.json` into `checkpoint`."""
-    text = json.dumps({"format": FORMAT, "stages": stages}, indent=2) + "\n"
-    (checkpoint / FILE_NAME).write_text(text, encoding="utf-8")
+    """Write `gqa.json` into `checkpoint`, whose files are those that the last stage made: it comes after all others."""
+    *before, last = stages
+    made = {**last, "files": record_files(checkpoint, leave_out=FILE_NAME)}
+    (checkpoint / FILE_NAME).write_text(stages_text([*before, made]), encoding="utf-8")
+
+
+def stages_text(stages: list[dict[str, Any]]) -> str:
+    """The text of `gqa.json`."""
+    return json.dumps({"format": FORMAT, "stages": stages}, indent=2) + "\n"
 
 
 def new_stage(stage: str, source: Path, **facts: Any) -> dict[str, Any]:
@@ -97,10 +104,6 @@ def fingerprint(checkpoint: Path) -> str:
     digest = hashlib.sha256()
     digest.update((checkpoint / "config.json").read_bytes())
     for path in sorted(item for item in checkpoint.iterdir() if item.suffix in _WEIGHT_SUFFIXES):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size};".encode())
-        with path.open("rb") as file:
-            for index in range(_BLOCKS):
-                file.seek(max(size - _BLOCK, 0) * index // (_BLOCKS - 1))
-                digest.update(file.read(_BLOCK))
+        digest.update(f"{path.name}:{path.stat().st_size};".encode())
+        feed_sample(digest, path)
     return f"sha256:{digest.hexdigest()}"

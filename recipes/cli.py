@@ -79,7 +79,7 @@ def _list(*, as_json: bool) -> None:
 
 
 def _show(recipe: "Recipe", *, as_json: bool) -> None:
-    from gqa.recipes.recipe import to_toml
+    from gqa.convert.tables import to_toml
 
     tables = recipe.tables()
     typer.echo(json.dumps(tables, indent=2) if as_json else to_toml(tables), nl=as_json)

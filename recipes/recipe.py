@@ -11,14 +11,14 @@ A run has one directory; the stages find each other's outputs in it by name:
       stages.json       which stages are done, and from what
 """
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gqa.convert.errors import UserError, did_you_mean
 from gqa.convert.options import build_options
+from gqa.convert.tables import plain_options
 from gqa.eval.options import EvalOptions
 from gqa.recipes.demo.corpus import HELD_OUT_FILE, TRAIN
 from gqa.recipes.files import find_recipe, read_recipe
@@ -80,7 +80,7 @@ class Recipe:
         """The recipe as the tables of a TOML file, every default filled in, keys without a value left out."""
         head = {"description": self.description, "checkpoint": self.checkpoint, "output": str(self.output)}
         options = {table: getattr(self, table) for table in TABLES}
-        return head | {table: _plain(asdict(value)) for table, value in options.items() if value is not None}
+        return head | {table: plain_options(asdict(value)) for table, value in options.items() if value is not None}
 
 
 def load_recipe(name: str, overrides: Iterable[str] = (), output: Path | None = None) -> Recipe:
@@ -99,23 +99,6 @@ def load_recipe(name: str, overrides: Iterable[str] = (), output: Path | None = 
     if output is not None:
         tables["output"] = str(output)
     return _checked(tables, path.stem)
-
-
-def to_toml(tables: Mapping[str, Any]) -> str:
-    """TOML for top-level values and for tables; what a table holds in tables of its own gets dotted keys."""
-    lines = [f"{key} = {_toml_value(value)}" for key, value in tables.items() if not isinstance(value, Mapping)]
-    for key, table in tables.items():
-        if isinstance(table, Mapping):
-            lines += ["", f"[{key}]", *(f"{name} = {_toml_value(value)}" for name, value in _dotted(table))]
-    return "\n".join(lines) + "\n"
-
-
-def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _checked(tables: dict[str, Any], name: str) -> Recipe:
@@ -159,14 +142,3 @@ def _check_top_level(tables: Mapping[str, Any], where: str) -> None:
             raise UserError(f"{where}: {key} must be text in quotes, got {value!r}")
     if "checkpoint" not in tables:
         raise UserError(f"{where} names no checkpoint; add checkpoint=DIRECTORY_OR_HUB_ID to the command")
-
-
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as TOML and JSON know values: paths as text, tuples as lists, None left out."""
-    given = {key: _plain(value) if isinstance(value, dict) else value for key, value in options.items()}
-    return json.loads(json.dumps({key: value for key, value in given.items() if value is not None}, default=str))
-
-
-def _toml_value(value: Any) -> str:
-    """JSON's spelling of text, numbers, booleans and lists is TOML's too, but for the delete character."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

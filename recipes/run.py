@@ -19,9 +19,10 @@ from gqa.convert.directory import atomic_directory, write_atomically
 from gqa.convert.errors import UserError, did_you_mean
 from gqa.convert.provenance import fingerprint, read_stages
 from gqa.convert.source import resolve_checkpoint
+from gqa.convert.tables import to_toml
 from gqa.recipes.demo.corpus import write_corpus
 from gqa.recipes.ledger import Ledger, StageName, data_identity, locked, stage_key
-from gqa.recipes.recipe import CorpusOptions, Recipe, to_toml
+from gqa.recipes.recipe import CorpusOptions, Recipe
 from gqa.uptrain.config import FREE_ON_RESUME
 
 EMBEDDED = {"embedded:demo": Path(__file__).parent / "demo" / "checkpoint"}

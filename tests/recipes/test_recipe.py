@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from gqa.convert.errors import UserError
+from gqa.convert.tables import to_toml
 from gqa.eval.options import EvalOptions
 from gqa.recipes.files import SHIPPED, shipped_recipes
-from gqa.recipes.recipe import Recipe, load_recipe, to_toml
+from gqa.recipes.recipe import Recipe, load_recipe
 from gqa.uptrain.config import UptrainConfig
 
 NEEDED = {

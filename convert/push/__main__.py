@@ -1,0 +1,5 @@
+"""`python -m gqa.convert.push`."""
+
+from gqa.convert.push.cli import main
+
+main()
