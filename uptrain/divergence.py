@@ -11,14 +11,12 @@ the weight of cross-entropy beside them means the same at every temperature.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch.nn import functional as F
 
 from gqa.uptrain.batches import IGNORED
-
-Divergence = Literal["forward", "reverse", "jensen-shannon"]
+from gqa.uptrain.config import Divergence
 
 
 @dataclass(frozen=True, kw_only=True)

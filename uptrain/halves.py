@@ -19,10 +19,11 @@ class Halves:
     """The halves of one model."""
 
     def __init__(self, model: "PreTrainedModel") -> None:
-        """The trunk is what the class calls its base model; where it has none (T5), the decoder."""
+        """The trunk is what transformers calls the decoder: of causal models what the head stands on, too."""
         self.model = model
-        prefix = model.base_model_prefix
-        self._name = prefix if isinstance(getattr(model, prefix, None), nn.Module) else "decoder"
+        decoder = model.get_decoder()
+        assert decoder is not model
+        self._name = next(name for name, module in model.named_modules() if module is decoder)
         self._output: type | None = None
 
     @property
@@ -65,12 +66,13 @@ class Halves:
     @contextmanager
     def _instead(self, run: Callable[..., Any]) -> Iterator[None]:
         """`run` in the place of the trunk."""
-        trunk = self.trunk
-        setattr(self.model, self._name, _StandIn(run))
+        above, _, name = self._name.rpartition(".")
+        holder, trunk = self.model.get_submodule(above), self.trunk
+        setattr(holder, name, _StandIn(run))
         try:
             yield
         finally:
-            setattr(self.model, self._name, trunk)
+            setattr(holder, name, trunk)
 
 
 class _StandIn(nn.Module):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from gqa.uptrain.attention_outputs import AttentionOutputs, distance
 from gqa.uptrain.chunks import summed_in_chunks
@@ -31,6 +32,11 @@ class Lesson:
         self.mixture = mixture
         self.attention_weight = 0.0
         """Of the term that draws attention outputs to the teacher's; whoever trains lets it fall to 0."""
+
+    @property
+    def trunks(self) -> list[nn.Module]:
+        """The halves that most of the work is done in."""
+        return [half.trunk for half in (self.student, self.teacher) if half is not None]
 
     def loss(self, inputs: Inputs, labels: torch.Tensor, *drawn: torch.Tensor) -> torch.Tensor:
         """The sum of the labels' losses.

@@ -20,17 +20,27 @@ def load_model(checkpoint: Path, config: UptrainConfig) -> "PreTrainedModel":
     uptraining's updates are.
     """
     model = load_eval_model(checkpoint, dtype="float32", device="cpu")
-    if config.attention != "auto":
-        try:
-            model.set_attn_implementation(config.attention)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"attention {config.attention} can't be used: {str(error).splitlines()[0]}") from error
+    set_attention(model, config.attention)
     model.config.use_cache = False
     if config.gradient_checkpointing:
         renamed = getattr(model, "activation_checkpointing_enable", None)  # by transformers, in the course of 5.x
         enable = renamed or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     return model.train()
+
+
+def set_attention(model: "PreTrainedModel", attention: str) -> None:
+    """Choose the attention implementation; auto leaves it to transformers.
+
+    Raises:
+        UserError: it is not installed, or the model can't use it.
+    """
+    if attention == "auto":
+        return
+    try:
+        model.set_attn_implementation(attention)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"attention {attention} can't be used: {str(error).splitlines()[0]}") from error
 
 
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:

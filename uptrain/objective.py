@@ -15,6 +15,7 @@ from gqa.uptrain.chunks import summed_in_chunks
 from gqa.uptrain.divergence import summed_nll
 from gqa.uptrain.lesson import Lesson
 
+
 class Objective(nn.Module):
     """A model together with its loss, so that compilation and sharding see one module."""
 

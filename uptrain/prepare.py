@@ -18,11 +18,15 @@ from gqa.convert.provenance import fingerprint
 from gqa.convert.source import read_config, resolve_checkpoint
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.data import Data, Opener
+from gqa.uptrain.divergence import Mixture
 from gqa.uptrain.export import Export, plan_export
-from gqa.uptrain.model import load_model
+from gqa.uptrain.lesson import Lesson
+from gqa.uptrain.model import autocast_type, load_model
 from gqa.uptrain.plan import Plan, make_plan, with_tokens
 from gqa.uptrain.rundir import RunDir
 from gqa.uptrain.screen import Screen
+from gqa.uptrain.teacher import Teacher, check_teacher, find_teacher, load_teacher
+from gqa.uptrain.trained import Trained, choose_trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,6 +42,11 @@ class Setup:
     data: Data
     run_dir: RunDir
     model: "PreTrainedModel"
+    trained: Trained
+    teacher: Teacher
+    lesson: Lesson | None
+    """None: the model learns from the text alone."""
+
     export: Export
 
 
@@ -50,11 +59,15 @@ def prepare(config: UptrainConfig, screen: Screen) -> Setup:
     checkpoint = resolve_checkpoint(config.checkpoint)
     model_config = load_config(checkpoint, encoder_decoder=True)
     plan = make_plan(config, read_config(checkpoint), processes=int(os.environ.get("WORLD_SIZE", "1")))
-    _check_places(config, plan, checkpoint)
+    teacher = find_teacher(config, checkpoint)
+    _check_places(config, plan, checkpoint, teacher)
     _check_installed(config)
+    if teacher.path is not None:
+        check_teacher(teacher.path, checkpoint, plan.sequence_length)
     data = Opener(config=config, plan=plan, checkpoint=checkpoint, screen=screen).open(model_config)
     plan = with_tokens(plan, config, data.tokens_per_sequence)
-    run_dir = RunDir(plan.run_dir, config, plan, {"checkpoint": fingerprint(checkpoint), **data.keys})
+    content = {"checkpoint": fingerprint(checkpoint), "teacher": teacher.key, **data.keys}
+    run_dir = RunDir(plan.run_dir, config, plan, content)
     run_dir.resumed_from()  # refuses what can't be resumed
     model = load_model(checkpoint, config)
     _check_vocabulary(model, checkpoint, data.largest_id)
@@ -65,8 +78,24 @@ def prepare(config: UptrainConfig, screen: Screen) -> Setup:
         data=data,
         run_dir=run_dir,
         model=model,
+        trained=choose_trained(model, checkpoint, config),
+        teacher=teacher,
+        lesson=_lesson(config, teacher, model),
         export=plan_export(model, checkpoint, plan.output, config.dtype, overwrite=config.overwrite),
     )
+
+
+def _lesson(config: UptrainConfig, teacher: Teacher, model: "PreTrainedModel") -> Lesson | None:
+    """What the model learns from the teacher, if there is one, which is loaded unless it is offline."""
+    if teacher.path is None:
+        return None
+    mixture = Mixture(divergence=config.divergence, temperature=config.temperature, ce_weight=config.ce_weight)
+    if config.offline_teacher:
+        return Lesson(model, mixture, None)
+    dtype = autocast_type(
+        config.precision, torch.device("cpu" if on_cpu() else torch.accelerator.current_accelerator())
+    )
+    return Lesson(model, mixture, load_teacher(teacher.path, config, model, dtype or torch.float32))
 
 
 def on_cpu() -> bool:
@@ -74,10 +103,10 @@ def on_cpu() -> bool:
     return not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
-def _check_places(config: UptrainConfig, plan: Plan, checkpoint: Path) -> None:
+def _check_places(config: UptrainConfig, plan: Plan, checkpoint: Path, teacher: Teacher) -> None:
     """Refuse outputs that exist, or that would write into what is read."""
     data = [local_path(name) for name in (config.data, config.validation_data) if name]
-    inputs = [checkpoint, *(path for path in data if path)]
+    inputs = [checkpoint, *(path for path in data if path), *([teacher.path] if teacher.path else [])]
     check_output(plan.output, inputs, overwrite=config.overwrite)
     check_output(plan.run_dir, [*inputs, plan.output], overwrite=True)
 

@@ -87,7 +87,9 @@ def test_half_precision_is_computed_in_single():
     student, teacher = logits(0).bfloat16(), logits(1).bfloat16()
     found = divergence(student, teacher, "forward", 1.0)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), divergence(student.double(), teacher.double(), "forward", 1.0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        found.double(), divergence(student.double(), teacher.double(), "forward", 1.0), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_every_token_drawn_as_often_as_it_is_likely_gives_the_divergence_itself():
