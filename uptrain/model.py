@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate.utils import parse_flag_from_env
 
 from gqa.convert.errors import UserError
 from gqa.eval.model import load_model as load_eval_model
@@ -48,6 +49,22 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "float32":
         return None
     return torch.bfloat16 if precision == "bfloat16" or _has_bf16(device) else None
+
+
+def teacher_type(precision: str, device: torch.device) -> torch.dtype:
+    """The type of a teacher's weights and arithmetic: that of the products of the model that learns."""
+    return autocast_type(precision, device) or torch.float32
+
+
+def on_cpu() -> bool:
+    """Whether the run uses no accelerator: there is none, or accelerate was told so."""
+    return not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
+def device_of_run() -> torch.device:
+    """The kind of device that the run uses."""
+    accelerator = None if on_cpu() else torch.accelerator.current_accelerator()
+    return accelerator or torch.device("cpu")
 
 
 def _has_bf16(device: torch.device) -> bool:

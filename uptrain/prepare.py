@@ -1,14 +1,11 @@
 """Everything that a run can be refused for, found before anything is written (but for the cache of tokens)."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING
-
-import torch
-from accelerate.utils import parse_flag_from_env
 
 from gqa.convert.data import local_path
 from gqa.convert.directory import check_output
@@ -16,16 +13,19 @@ from gqa.convert.errors import UserError
 from gqa.convert.pretrained import load_config
 from gqa.convert.provenance import fingerprint
 from gqa.convert.source import read_config, resolve_checkpoint
+from gqa.uptrain.batches import Sampler, Samples
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.data import Data, Opener
 from gqa.uptrain.divergence import Mixture
+from gqa.uptrain.draws import drawing_of, offline
 from gqa.uptrain.export import Export, plan_export
 from gqa.uptrain.lesson import Lesson
-from gqa.uptrain.model import autocast_type, load_model
+from gqa.uptrain.model import device_of_run, load_model, on_cpu, teacher_type
 from gqa.uptrain.plan import Plan, make_plan, with_tokens
 from gqa.uptrain.rundir import RunDir
 from gqa.uptrain.screen import Screen
-from gqa.uptrain.teacher import Teacher, check_teacher, find_teacher, load_teacher
+from gqa.uptrain.teacher import Teacher, check_pair, check_teacher, find_teacher, load_teacher
+from gqa.uptrain.tokens import default_cache
 from gqa.uptrain.trained import Trained, choose_trained
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ def prepare(config: UptrainConfig, screen: Screen) -> Setup:
     run_dir.resumed_from()  # refuses what can't be resumed
     model = load_model(checkpoint, config)
     _check_vocabulary(model, checkpoint, data.largest_id)
+    if config.offline_teacher:
+        data = replace(data, samples=_offline(config, plan, teacher, data, model))
     return Setup(
         config=config,
         plan=plan,
@@ -92,15 +94,19 @@ def _lesson(config: UptrainConfig, teacher: Teacher, model: "PreTrainedModel") -
     mixture = Mixture(divergence=config.divergence, temperature=config.temperature, ce_weight=config.ce_weight)
     if config.offline_teacher:
         return Lesson(model, mixture, None)
-    dtype = autocast_type(
-        config.precision, torch.device("cpu" if on_cpu() else torch.accelerator.current_accelerator())
-    )
-    return Lesson(model, mixture, load_teacher(teacher.path, config, model, dtype or torch.float32))
+    loaded = load_teacher(teacher.path, config, teacher_type(config.precision, device_of_run()))
+    check_pair(loaded, model, config, teacher.path)
+    return Lesson(model, mixture, loaded)
 
 
-def on_cpu() -> bool:
-    """Whether the run uses no accelerator: there is none, or accelerate was told so."""
-    return not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+def _offline(config: UptrainConfig, plan: Plan, teacher: Teacher, data: Data, model: "PreTrainedModel") -> Samples:
+    """The samples, with what was drawn from the teacher for them."""
+    if not isinstance(data.samples, Sampler):
+        raise UserError("offline_teacher is for decoders only; let encoder-decoders learn from the teacher itself")
+    assert teacher.key is not None
+    drawing = drawing_of(config, teacher.key, data.samples)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    return offline(data.samples, config.cache_dir or default_cache(), drawing, plan.steps, vocabulary)
 
 
 def _check_places(config: UptrainConfig, plan: Plan, checkpoint: Path, teacher: Teacher) -> None:

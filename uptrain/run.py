@@ -14,10 +14,10 @@ from gqa.convert.options import build_options
 from gqa.uptrain.checkpoints import Checkpoints, complete_checkpoints, step_of
 from gqa.uptrain.config import UptrainConfig, as_json
 from gqa.uptrain.metrics import Metrics, read_metrics
-from gqa.uptrain.model import autocast_type
+from gqa.uptrain.model import autocast_type, on_cpu
 from gqa.uptrain.objective import NextTokenLoss, TargetLoss
 from gqa.uptrain.optimizer import build_optimizer
-from gqa.uptrain.prepare import Setup, on_cpu, prepare
+from gqa.uptrain.prepare import Setup, prepare
 from gqa.uptrain.rundir import RunDir
 from gqa.uptrain.screen import Screen
 from gqa.uptrain.teacher import place_teacher

@@ -122,16 +122,25 @@ def _has_tokenizer(path: Path) -> bool:
     return any("token" in item.name for item in path.iterdir())
 
 
-def load_teacher(
-    path: Path, config: UptrainConfig, student: "PreTrainedModel", dtype: torch.dtype
-) -> "PreTrainedModel":
+def load_teacher(path: Path, config: UptrainConfig, dtype: torch.dtype) -> "PreTrainedModel":
     """The teacher in host memory, its weights in `dtype`, which nothing trains.
 
     Raises:
-        UserError: it can't be loaded, or does not fit the student.
+        UserError: it can't be loaded.
     """
     teacher = load_eval_model(path, dtype=dtype, device="cpu")
     set_attention(teacher, config.attention)
+    teacher.config.use_cache = False
+    teacher.requires_grad_(False)
+    return teacher
+
+
+def check_pair(teacher: "PreTrainedModel", student: "PreTrainedModel", config: UptrainConfig, path: Path) -> None:
+    """Refuse what loaded, and can't be compared with the student all the same.
+
+    Raises:
+        UserError: numbers of tokens that differ, or attentions if they are to be compared.
+    """
     theirs, ours = (model.get_output_embeddings().weight.shape[0] for model in (teacher, student))
     if theirs != ours:
         raise UserError(
@@ -140,9 +149,6 @@ def load_teacher(
         )
     if config.attention_weight:
         _check_attentions(teacher, student, path)
-    teacher.config.use_cache = False
-    teacher.requires_grad_(False)
-    return teacher
 
 
 def _check_attentions(teacher: "PreTrainedModel", student: "PreTrainedModel", path: Path) -> None:

@@ -33,7 +33,7 @@ def moved(before: Path, after: Path) -> set[str]:
         ({"train": "kv"}, lambda name: "k_proj" in name or "v_proj" in name),
         ({"freeze_embeddings": True}, lambda name: "embed_tokens" not in name),
         ({"train": "kv", "kv_lr_multiplier": 3.0}, lambda name: "k_proj" in name or "v_proj" in name),
-        ({}, lambda name: True),
+        ({}, lambda name: bool(name)),
     ],
     ids=str,
 )
