@@ -20,7 +20,7 @@ from gqa.uptrain.halves import Halves
 from gqa.uptrain.model import device_of_run, teacher_type
 from gqa.uptrain.plan import make_plan, with_tokens
 from gqa.uptrain.screen import Screen
-from gqa.uptrain.teacher import check_teacher, find_teacher, load_teacher
+from gqa.uptrain.teacher import find_teacher, load_teacher
 from gqa.uptrain.tokens import default_cache
 
 
@@ -37,14 +37,14 @@ def cache_teacher(config: UptrainConfig) -> Path:
         raise UserError("cache-teacher is one process; start it without a launcher")
     screen = Screen(quiet=config.quiet)
     checkpoint = resolve_checkpoint(config.checkpoint)
-    teacher, model_config = find_teacher(config, checkpoint), load_config(checkpoint, encoder_decoder=True)
+    model_config = load_config(checkpoint, encoder_decoder=True)
+    plan = make_plan(config, read_config(checkpoint), processes=1)
+    teacher = find_teacher(config, checkpoint, plan.sequence_length)
     if teacher.path is None:
         why = teacher.reason or "teacher is none"
         raise UserError(f"cache-teacher needs a teacher, and there is none: {why}; name one with --teacher")
     if model_config.is_encoder_decoder:
         raise UserError("cache-teacher is for decoders only; let encoder-decoders learn from the teacher itself")
-    plan = make_plan(config, read_config(checkpoint), processes=1)
-    check_teacher(teacher.path, checkpoint, plan.sequence_length)
     data = Opener(config=config, plan=plan, checkpoint=checkpoint, screen=screen).open(model_config)
     windows = with_tokens(plan, config, data.tokens_per_sequence).steps * plan.batch_size
     assert isinstance(data.samples, Sampler)

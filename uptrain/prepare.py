@@ -24,7 +24,7 @@ from gqa.uptrain.model import device_of_run, load_model, on_cpu, teacher_type
 from gqa.uptrain.plan import Plan, make_plan, with_tokens
 from gqa.uptrain.rundir import RunDir
 from gqa.uptrain.screen import Screen
-from gqa.uptrain.teacher import Teacher, check_pair, check_teacher, find_teacher, load_teacher
+from gqa.uptrain.teacher import Teacher, check_pair, find_teacher, load_teacher, without_teacher
 from gqa.uptrain.tokens import default_cache
 from gqa.uptrain.trained import Trained, choose_trained
 
@@ -59,11 +59,9 @@ def prepare(config: UptrainConfig, screen: Screen) -> Setup:
     checkpoint = resolve_checkpoint(config.checkpoint)
     model_config = load_config(checkpoint, encoder_decoder=True)
     plan = make_plan(config, read_config(checkpoint), processes=int(os.environ.get("WORLD_SIZE", "1")))
-    teacher = find_teacher(config, checkpoint)
+    teacher = find_teacher(config, checkpoint, plan.sequence_length)
     _check_places(config, plan, checkpoint, teacher)
     _check_installed(config)
-    if teacher.path is not None:
-        check_teacher(teacher.path, checkpoint, plan.sequence_length)
     data = Opener(config=config, plan=plan, checkpoint=checkpoint, screen=screen).open(model_config)
     plan = with_tokens(plan, config, data.tokens_per_sequence)
     content = {"checkpoint": fingerprint(checkpoint), "teacher": teacher.key, **data.keys}
@@ -73,6 +71,7 @@ def prepare(config: UptrainConfig, screen: Screen) -> Setup:
     _check_vocabulary(model, checkpoint, data.largest_id)
     if config.offline_teacher:
         data = replace(data, samples=_offline(config, plan, teacher, data, model))
+    taught_by, lesson = _lesson(config, teacher, model)
     return Setup(
         config=config,
         plan=plan,
@@ -81,22 +80,25 @@ def prepare(config: UptrainConfig, screen: Screen) -> Setup:
         run_dir=run_dir,
         model=model,
         trained=choose_trained(model, checkpoint, config),
-        teacher=teacher,
-        lesson=_lesson(config, teacher, model),
+        teacher=taught_by,
+        lesson=lesson,
         export=plan_export(model, checkpoint, plan.output, config.dtype, overwrite=config.overwrite),
     )
 
 
-def _lesson(config: UptrainConfig, teacher: Teacher, model: "PreTrainedModel") -> Lesson | None:
+def _lesson(config: UptrainConfig, teacher: Teacher, model: "PreTrainedModel") -> tuple[Teacher, Lesson | None]:
     """What the model learns from the teacher, if there is one, which is loaded unless it is offline."""
     if teacher.path is None:
-        return None
+        return teacher, None
     mixture = Mixture(divergence=config.divergence, temperature=config.temperature, ce_weight=config.ce_weight)
     if config.offline_teacher:
-        return Lesson(model, mixture, None)
-    loaded = load_teacher(teacher.path, config, teacher_type(config.precision, device_of_run()))
-    check_pair(loaded, model, config, teacher.path)
-    return Lesson(model, mixture, loaded)
+        return teacher, Lesson(model, mixture, None)
+    try:
+        loaded = load_teacher(teacher.path, config, teacher_type(config.precision, device_of_run()))
+        check_pair(loaded, model, config, teacher.path)
+    except UserError as error:
+        return without_teacher(config, error), None
+    return teacher, Lesson(model, mixture, loaded)
 
 
 def _offline(config: UptrainConfig, plan: Plan, teacher: Teacher, data: Data, model: "PreTrainedModel") -> Samples:

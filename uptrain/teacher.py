@@ -52,46 +52,60 @@ class Teacher:
         return words + f", with {config.ce_weight:.0%} of cross-entropy" * bool(config.ce_weight)
 
 
-def find_teacher(config: UptrainConfig, checkpoint: Path) -> Teacher:
-    """The teacher that the config asks for.
+def find_teacher(config: UptrainConfig, checkpoint: Path, length: int) -> Teacher:
+    """The teacher that the config asks for, of a model that sees sequences of `length` tokens.
 
     Raises:
-        UserError: it is named and not there; or it is to be the parent, and something asked for can't do without one.
+        UserError: it is named and can't teach; or it is to be the parent, and something asked for can't do without one.
     """
     if config.teacher == "none":
         return Teacher(path=None)
     if config.teacher != "auto":
-        return Teacher(path=resolve_checkpoint(config.teacher))
+        path = resolve_checkpoint(config.teacher)
+        _check_teacher(path, checkpoint, length)
+        return Teacher(path=path)
     found = _parent(checkpoint)
-    if found.path is None and (config.offline_teacher or config.attention_weight):
-        what = "offline_teacher" if config.offline_teacher else "attention_weight"
-        raise UserError(f"{what} needs a teacher, and there is none: {found.reason}; name one with --teacher")
+    try:
+        if found.path is not None:
+            _check_teacher(found.path, checkpoint, length)
+    except UserError as error:
+        found = without_teacher(config, error)
+    if found.path is None and needs_teacher(config):
+        raise UserError(f"{needs_teacher(config)} needs a teacher, and there is none: {found.reason}; {_REMEDY}")
     return found
 
 
+def without_teacher(config: UptrainConfig, error: UserError) -> Teacher:
+    """No teacher, because of `error`, if the config can do without one.
+
+    Raises:
+        UserError: it can't.
+    """
+    if config.teacher != "auto" or needs_teacher(config):
+        raise error
+    return Teacher(path=None, reason=str(error))
+
+
+def needs_teacher(config: UptrainConfig) -> str:
+    """An option that means nothing without a teacher, if one is used."""
+    options = {"offline_teacher": config.offline_teacher, "attention_weight": config.attention_weight}
+    return next((name for name, value in options.items() if value), "")
+
+
 def _parent(checkpoint: Path) -> Teacher:
-    """What the checkpoint was converted from, if it can still be run as it was then."""
+    """What the checkpoint was converted from, if it is as it was then."""
     sources = [stage["source"] for stage in read_stages(checkpoint) if stage["stage"] == "convert"]
     if not sources:
         return Teacher(path=None, reason=f"no gqa.json names the parent of {checkpoint}")
     named = Path(sources[-1]["path"])
     for path in (named, checkpoint.resolve().parent / named.name):
         if (path / "config.json").is_file() and fingerprint(path) == sources[-1]["fingerprint"]:
-            try:
-                load_config(path, encoder_decoder=True)
-            except UserError as error:
-                return Teacher(path=None, reason=f"the parent can't be run: {error}")
             return Teacher(path=path)
     return Teacher(path=None, reason=f"the parent, {named}, is gone or has changed since")
 
 
-def check_teacher(path: Path, checkpoint: Path, length: int) -> None:
+def _check_teacher(path: Path, checkpoint: Path, length: int) -> None:
     """Refuse a teacher that can't be asked about the model's tokens, before it is loaded.
-
-    Args:
-        path: of the teacher.
-        checkpoint: of the model that learns.
-        length: tokens in a sequence.
 
     Raises:
         UserError: another kind of model, another vocabulary, or sequences that are too short.
@@ -147,8 +161,26 @@ def check_pair(teacher: "PreTrainedModel", student: "PreTrainedModel", config: U
             f"the teacher {path} tells {theirs} tokens apart, and the model {ours}: the vocabulary must be the same; "
             f"{_REMEDY}"
         )
+    if not student.config.is_encoder_decoder and keeps_apart(student) and not keeps_apart(teacher):
+        raise UserError(
+            f"the teacher {path}, a {teacher.config.model_type}, looks from one packed document into the next, which the "
+            f"model does not; {_REMEDY}"
+        )
     if config.attention_weight:
         _check_attentions(teacher, student, path)
+
+
+@torch.no_grad()
+def keeps_apart(model: "PreTrainedModel") -> bool:
+    """Whether positions that restart keep packed documents apart, as not every class sees to.
+
+    The second of two documents is compared with itself alone; what it is like as the first one's continuation says
+    which differences are large.
+    """
+    ids, positions = torch.arange(6)[None], torch.tensor([[0, 1, 2, 0, 1, 2]])
+    packed = model(input_ids=ids, position_ids=positions, attention_mask=None, use_cache=False).logits[0, 3:]
+    continued, alone = (model(input_ids=some, use_cache=False).logits[0, -3:] for some in (ids, ids[:, 3:]))
+    return bool((packed - alone).abs().max() < 0.25 * (continued - alone).abs().max())
 
 
 def _check_attentions(teacher: "PreTrainedModel", student: "PreTrainedModel", path: Path) -> None:
