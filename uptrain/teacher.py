@@ -49,7 +49,7 @@ class Teacher:
         words = f"by {name} from the teacher {self.path}{' (offline)' if config.offline_teacher else ''}"
         words += f" at temperature {config.temperature:g}" if config.temperature != 1 else ""
         words += f" and attention outputs at first weighing {config.attention_weight:g}" * bool(config.attention_weight)
-        return words + f", with {config.ce_weight:.0%} of cross-entropy" * bool(config.ce_weight)
+        return words + f", with {100 * config.ce_weight:g}% of cross-entropy" * bool(config.ce_weight)
 
 
 def find_teacher(config: UptrainConfig, checkpoint: Path, length: int) -> Teacher:
@@ -163,8 +163,8 @@ def check_pair(teacher: "PreTrainedModel", student: "PreTrainedModel", config: U
         )
     if not student.config.is_encoder_decoder and keeps_apart(student) and not keeps_apart(teacher):
         raise UserError(
-            f"the teacher {path}, a {teacher.config.model_type}, looks from one packed document into the next, which the "
-            f"model does not; {_REMEDY}"
+            f"the teacher {path}, a {teacher.config.model_type}, looks from one packed document into another, which "
+            f"the model does not; {_REMEDY}"
         )
     if config.attention_weight:
         _check_attentions(teacher, student, path)
@@ -177,9 +177,12 @@ def keeps_apart(model: "PreTrainedModel") -> bool:
     The second of two documents is compared with itself alone; what it is like as the first one's continuation says
     which differences are large.
     """
+    was_training = model.training
+    model.eval()  # no dropout
     ids, positions = torch.arange(6)[None], torch.tensor([[0, 1, 2, 0, 1, 2]])
     packed = model(input_ids=ids, position_ids=positions, attention_mask=None, use_cache=False).logits[0, 3:]
     continued, alone = (model(input_ids=some, use_cache=False).logits[0, -3:] for some in (ids, ids[:, 3:]))
+    model.train(was_training)
     return bool((packed - alone).abs().max() < 0.25 * (continued - alone).abs().max())
 
 

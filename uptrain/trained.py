@@ -43,16 +43,10 @@ def choose_trained(model: "PreTrainedModel", checkpoint: Path, config: UptrainCo
     if config.freeze_embeddings:
         words += " but the embeddings" if config.train == "all" else ""
         model.get_input_embeddings().weight.requires_grad_(False)
-    if config.kv_lr_multiplier == 1 or config.train == "kv":
-        return Trained(
-            words=_with_rate(words, config), kv=frozenset(model.parameters() if config.train == "kv" else ())
-        )
-    return Trained(words=_with_rate(words, config), kv=frozenset(_parameters(model, checkpoint, only_kv=True)))
-
-
-def _with_rate(words: str, config: UptrainConfig) -> str:
-    rate = config.kv_lr_multiplier
-    return words if rate == 1 else f"{words} (keys and values at {rate:g} times the rate)"
+    if config.kv_lr_multiplier == 1:
+        return Trained(words=words)
+    words += f" (keys and values at {config.kv_lr_multiplier:g} times the rate)"
+    return Trained(words=words, kv=frozenset(_parameters(model, checkpoint, only_kv=True)))
 
 
 def _parameters(model: "PreTrainedModel", checkpoint: Path, *, only_kv: bool) -> list[nn.Parameter]:

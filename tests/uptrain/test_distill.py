@@ -1,7 +1,10 @@
 """Training from a teacher: held against a plain loop with whole logits, killed and resumed, shared by processes."""
 
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from gqa.uptrain.divergence import Mixture, divergence
 from gqa.uptrain.lesson import Lesson
 from gqa.uptrain.objective import NextTokenLoss, TargetLoss
 from gqa.uptrain.schedule import learning_rate
+from gqa.uptrain.teacher import keeps_apart
 from gqa.uptrain.tokens import Text, open_stores
 from tests.uptrain.test_resume import KILL
 from tests.uptrain.test_train import documents_of
@@ -310,3 +314,79 @@ def test_the_weight_of_attention_outputs_falls_to_nothing(configured, monkeypatc
     monkeypatch.setattr(Lesson, "loss", watched)
     uptrain(configured(attention_weight=3.0))
     assert weights == pytest.approx([3.0, 2.5, 2.0, 1.5, 1.0, 0.5])
+
+
+@pytest.mark.parametrize(("model_type", "expected"), [("llama", True), ("gpt_bigcode", True), ("opt", False)])
+def test_what_looks_across_packed_documents_is_found_out(make_checkpoint, model_type: str, expected: bool):
+    settings = {"ffn_dim": 48, "word_embed_proj_dim": 32} if model_type == "opt" else {}
+    model: Any = AutoModelForCausalLM.from_pretrained(make_checkpoint(model_type, **settings)).train()
+    assert keeps_apart(model) is expected
+    assert model.training
+
+
+def test_a_parent_that_looks_across_documents_teaches_only_what_does_too(make_checkpoint, configured, capfd, tmp_path):
+    """By default it is left out, with the reason; named, it is refused."""
+    parent = make_checkpoint("opt", ffn_dim=48, word_embed_proj_dim=32)
+    convert(parent, tmp_path / "one", ConvertOptions(groups=1))  # a gpt_bigcode, which keeps documents apart
+    uptrain(configured(checkpoint=str(tmp_path / "one"), max_steps=1, quiet=False))
+    assert "by cross-entropy (no teacher: the teacher " in (said := capfd.readouterr().err)
+    assert "looks from one packed document into another" in said
+    with pytest.raises(UserError, match="looks from one packed document into another"):
+        uptrain(configured(checkpoint=str(tmp_path / "one"), teacher=str(parent), overwrite=True))
+
+
+SHARDED = """
+import sys
+import torch
+from torch import distributed
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
+from gqa.uptrain import chunks
+from gqa.uptrain.divergence import Mixture
+from gqa.uptrain.lesson import Lesson
+from gqa.uptrain.objective import NextTokenLoss
+from gqa.uptrain.teacher import shard_layers
+
+chunks.CHUNK_ELEMENTS = 320 * 7
+ids = torch.randint(0, 256, (2, 30), generator=torch.Generator().manual_seed(0))
+batch = ids, torch.arange(30).expand(2, -1), ids.roll(-1, 1)
+
+def objective():
+    student, teacher = (AutoModelForCausalLM.from_pretrained(path) for path in sys.argv[1:3])
+    teacher.eval().requires_grad_(False)
+    return NextTokenLoss(student, None, Lesson(student, Mixture(), teacher)).train()
+
+plain, sharded = objective(), objective()
+distributed.init_process_group("gloo")
+shard_layers(sharded.lesson.teacher.model)
+for layer in sharded.model.model.layers:
+    fully_shard(layer)
+fully_shard(sharded)
+losses = [module(*batch) for module in (plain, sharded)]
+torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
+for loss in losses:
+    loss.backward()
+for (name, ours), theirs in zip(sharded.named_parameters(), plain.parameters(), strict=True):
+    torch.testing.assert_close(ours.grad.full_tensor(), theirs.grad, rtol=1e-4, atol=1e-5, msg=name)
+kinds = {name: isinstance(item, DTensor) for name, item in sharded.lesson.teacher.model.named_parameters()}
+assert all(kinds[name] == (".layers." in name) for name in kinds), kinds
+distributed.destroy_process_group()
+print("equal")
+"""
+
+
+def test_sharded_student_and_teacher_give_the_same_gradients(parent: Path, child: Path, tmp_path: Path):
+    """FSDP2 over two processes: the teacher's layers on their own, the student with its objective."""
+    script = tmp_path / "sharded.py"
+    script.write_text(SHARDED)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launcher, script, child, parent],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("equal") == 2
