@@ -70,8 +70,9 @@ def find_teacher(config: UptrainConfig, checkpoint: Path, length: int) -> Teache
             _check_teacher(found.path, checkpoint, length)
     except UserError as error:
         found = without_teacher(config, error)
-    if found.path is None and needs_teacher(config):
-        raise UserError(f"{needs_teacher(config)} needs a teacher, and there is none: {found.reason}; name one with --teacher")
+    option = needs_teacher(config)
+    if found.path is None and option:
+        raise UserError(f"{option} needs a teacher, and there is none: {found.reason}; name one with --teacher")
     return found
 
 
