@@ -44,6 +44,7 @@ def train(directory: Path, checkpoint: str, output: str, options: Mapping[str, A
             output=directory / output,
             overwrite=True,
             cache_dir=directory / "tokens",
+            teacher="none",
             **{**held_out, **options},
         )
     )

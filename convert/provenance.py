@@ -17,7 +17,8 @@ The file holds `{"format": 1, "stages": [...]}`, oldest stage first. Every stage
   group), and what the `fit` did (its errors before and after, on its own text and on text held out), and where the
   number of KV heads was not simply given, `kv_budget`, the share of the cache that was asked for, or `auto`, the losses
   that it was chosen by; for
-  "uptrain" `config`, `steps`, `tokens` and the `validation` results.
+  "uptrain" `config`, `objective`, `teacher` (its `path` and `fingerprint`, or null), `trained` (what of the model, in
+  words), `steps`, `tokens`, `trained_on` and the `validation` results.
 """
 
 import hashlib

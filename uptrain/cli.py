@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import MISSING, Field, asdict, fields
 from itertools import pairwise
@@ -19,10 +20,14 @@ from gqa.uptrain.recipe import overlay, read_table
 _SHORT = {"output": "-o", "quiet": "-q"}
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+cache_app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 def uptrain_command(recipe: Path | None, as_json: bool, **given: Any) -> None:
-    """Train a converted checkpoint on text until it is good again.
+    """Train a converted checkpoint until it is good again: on text, and from the model that it was converted from.
+
+    `gqa-uptrain cache-teacher`, with the same options, runs that model once beforehand; --offline-teacher then trains
+    without it.
 
     CHECKPOINT goes in unchanged; OUTPUT appears, whole, when the run is finished. Meanwhile OUTPUT.run/ holds
     run.json (the config), metrics.jsonl (a line for every step and validation) and checkpoints/step-N.
@@ -32,19 +37,43 @@ def uptrain_command(recipe: Path | None, as_json: bool, **given: Any) -> None:
     \b
     Examples:
       gqa-uptrain ckpt-gqa8 --data corpus.jsonl --max-tokens 100000000
-      gqa-uptrain ckpt-gqa8 --data corpus.jsonl --alpha 0.05 --pretraining-tokens 300000000000
+      gqa-uptrain ckpt-gqa8 --data corpus.jsonl --alpha 0.05 --pretraining-tokens 300000000000 --teacher none
+      gqa-uptrain ckpt-gqa8 --data corpus.jsonl --max-steps 1000 --teacher ckpt-70b --ce-weight 0.1
       gqa-uptrain t5-gqa2 --data pairs.jsonl --source-column article --target-column summary --max-steps 1000
       gqa-uptrain --recipe recipe.toml --learning-rate 5e-5
       accelerate launch -m gqa.uptrain --recipe recipe.toml
       ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m gqa.uptrain --recipe recipe.toml
     """  # noqa: D301 - a raw string would hide \b from click, which then breaks these lines anew
     with friendly_errors():
-        flags = {key: value for key, value in given.items() if value not in (None, [], ())}
-        if recipe is None:
-            config = build_options(UptrainConfig, flags, "options")
-        else:
-            config = build_options(UptrainConfig, overlay(read_table(recipe), flags), f"recipe {recipe}, [uptrain]")
-        _uptrain(config, as_json=as_json)
+        _uptrain(_config(recipe, given), as_json=as_json)
+
+
+def cache_teacher_command(recipe: Path | None, as_json: bool, **given: Any) -> None:
+    """Run the teacher once over what a run will train on, and keep tokens drawn from it for --offline-teacher.
+
+    The arguments are those of the run: its data, lengths, seed, batches and budget say where to draw.
+
+    \b
+    Examples:
+      gqa-uptrain cache-teacher ckpt-gqa8 --data corpus.jsonl --max-tokens 100000000
+      gqa-uptrain cache-teacher --recipe recipe.toml --teacher-draws 128
+    """  # noqa: D301 - as above
+    with friendly_errors():
+        config = _config(recipe, given)
+        from gqa.convert.pretrained import quiet_transformers
+        from gqa.uptrain.cache_teacher import cache_teacher
+
+        quiet_transformers()
+        folder = cache_teacher(config)
+        if as_json:
+            typer.echo(json.dumps({"draws": str(folder)}))
+
+
+def _config(recipe: Path | None, given: dict[str, Any]) -> UptrainConfig:
+    flags = {key: value for key, value in given.items() if value not in (None, [], ())}
+    if recipe is None:
+        return build_options(UptrainConfig, flags, "options")
+    return build_options(UptrainConfig, overlay(read_table(recipe), flags), f"recipe {recipe}, [uptrain]")
 
 
 def _uptrain(config: UptrainConfig, *, as_json: bool) -> None:
@@ -112,8 +141,12 @@ def _flag_type(kind: Any) -> Any:
 
 
 app.command()(_with_options(uptrain_command))
+cache_app.command()(_with_options(cache_teacher_command))
 
 
 def main() -> None:
-    """Run the command."""
-    app()
+    """Run the command, or the one that its first word names."""
+    if sys.argv[1:2] == ["cache-teacher"]:
+        cache_app(sys.argv[2:], prog_name="gqa-uptrain cache-teacher")
+    else:
+        app()

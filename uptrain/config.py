@@ -8,6 +8,7 @@ from typing import Any, Literal
 from gqa.convert.errors import UserError
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
+Divergence = Literal["forward", "reverse", "jensen-shannon"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,38 @@ class UptrainConfig:
     """Tokens the original model was pretrained on; needed by alpha. Counted as here: of T5's 1e12 tokens, which are
     sources, the targets are another 2.2e11."""
 
+    teacher: str = "auto"
+    """What the model learns from beside the text. auto: the parent that gqa.json names, if it is still there, otherwise
+    none; none: the text alone, by cross-entropy, as in the paper; or a checkpoint with the same vocabulary."""
+
+    divergence: Divergence = "forward"
+    """How far from the teacher a model is: forward or reverse KL, or Jensen-Shannon."""
+
+    temperature: float = 1.0
+    """Divides the logits of both; the divergence is multiplied by its square, as is usual."""
+
+    ce_weight: float = 0.0
+    """Share of cross-entropy in the loss where there is a teacher; the divergence has the rest."""
+
+    attention_weight: float = 0.0
+    """Weight, at the start, of the mean squared difference between the attention outputs of model and teacher, layer by
+    layer; it falls linearly to 0 over the run. Decoders only."""
+
+    offline_teacher: bool = False
+    """Take the teacher from what `gqa-uptrain cache-teacher` has written with the same options, and don't load it."""
+
+    teacher_draws: int = 64
+    """Tokens that cache-teacher draws from the teacher's distribution at every place."""
+
+    train: Literal["all", "attention", "kv"] = "all"
+    """What is trained: everything, the attention of every layer, or only keys and values; the rest stays as it is."""
+
+    kv_lr_multiplier: float = 1.0
+    """Keys and values learn at so many times the learning rate."""
+
+    freeze_embeddings: bool = False
+    """Leave the token embeddings as they are, and with them the output projection where that is the same tensor."""
+
     learning_rate: float = 1e-4
     """Peak learning rate."""
 
@@ -174,13 +207,27 @@ class UptrainConfig:
         for name in _SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
-        for name in ("weight_decay", "clip", "validation_tokens", "seed"):
+        for name in ("weight_decay", "clip", "validation_tokens", "seed", "attention_weight"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas must be at least 0 and below 1, got {self.betas}")
         if self.schedule == "wsd" and self.warmup_ratio + self.decay_ratio > 1:
             raise UserError(f"warmup_ratio {self.warmup_ratio} and decay_ratio {self.decay_ratio} exceed the whole run")
+        self._check_teaching()
+
+    def _check_teaching(self) -> None:
+        if self.teacher == "none" and (self.offline_teacher or self.attention_weight):
+            raise UserError(
+                "offline_teacher and attention_weight need a teacher, and teacher is none; leave them out, or name one"
+            )
+        if self.offline_teacher and (self.divergence != "forward" or self.attention_weight):
+            raise UserError(
+                "offline_teacher knows nothing but drawn tokens, which serve forward KL alone; leave it out, or leave "
+                "out attention_weight and any other divergence"
+            )
+        if self.attention_weight and self.compile:
+            raise UserError("attention_weight looks into the model, which compile closes; leave out one of them")
 
     def _check_budget(self) -> None:
         budgets = [name for name in ("max_tokens", "max_steps", "alpha") if getattr(self, name) is not None]
@@ -202,6 +249,9 @@ _POSITIVE = (
     "max_steps",
     "alpha",
     "pretraining_tokens",
+    "temperature",
+    "teacher_draws",
+    "kv_lr_multiplier",
     "learning_rate",
     "eps",
     "eval_every",
@@ -209,7 +259,7 @@ _POSITIVE = (
     "save_every",
     "keep_checkpoints",
 )
-_SHARES = ("warmup_ratio", "decay_ratio", "min_lr_ratio", "validation_share")
+_SHARES = ("ce_weight", "warmup_ratio", "decay_ratio", "min_lr_ratio", "validation_share")
 
 FREE_ON_RESUME = frozenset(
     {"output", "run_dir", "overwrite", "resume", "cache_dir", "keep_checkpoints", "trackers", "quiet", "dtype"}
@@ -218,7 +268,7 @@ FREE_ON_RESUME = frozenset(
 """Options that a resumed run may change: none of them decides what is learnt (but for rounding)."""
 
 NAMES_OF_CONTENT = frozenset(
-    {"checkpoint", "data", "subset", "split", "validation_data", "validation_split"}
+    {"checkpoint", "teacher", "data", "subset", "split", "validation_data", "validation_split"}
     | {"text_column", "source_column", "target_column"}
 )
 """Options that name content: a resumed run compares the content, wherever it lies now."""

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate.utils import parse_flag_from_env
 
 from gqa.convert.errors import UserError
 from gqa.eval.model import load_model as load_eval_model
@@ -20,11 +21,7 @@ def load_model(checkpoint: Path, config: UptrainConfig) -> "PreTrainedModel":
     uptraining's updates are.
     """
     model = load_eval_model(checkpoint, dtype="float32", device="cpu")
-    if config.attention != "auto":
-        try:
-            model.set_attn_implementation(config.attention)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"attention {config.attention} can't be used: {str(error).splitlines()[0]}") from error
+    set_attention(model, config.attention)
     model.config.use_cache = False
     if config.gradient_checkpointing:
         renamed = getattr(model, "activation_checkpointing_enable", None)  # by transformers, in the course of 5.x
@@ -33,11 +30,41 @@ def load_model(checkpoint: Path, config: UptrainConfig) -> "PreTrainedModel":
     return model.train()
 
 
+def set_attention(model: "PreTrainedModel", attention: str) -> None:
+    """Choose the attention implementation; auto leaves it to transformers.
+
+    Raises:
+        UserError: it is not installed, or the model can't use it.
+    """
+    if attention == "auto":
+        return
+    try:
+        model.set_attn_implementation(attention)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"attention {attention} can't be used: {str(error).splitlines()[0]}") from error
+
+
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
     """The type of matrix products: bf16 when it is asked for, or when it is left open and the device is fast at it."""
     if precision == "float32":
         return None
     return torch.bfloat16 if precision == "bfloat16" or _has_bf16(device) else None
+
+
+def teacher_type(precision: str, device: torch.device) -> torch.dtype:
+    """The type of a teacher's weights and arithmetic: that of the products of the model that learns."""
+    return autocast_type(precision, device) or torch.float32
+
+
+def on_cpu() -> bool:
+    """Whether the run uses no accelerator: there is none, or accelerate was told so."""
+    return not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
+def device_of_run() -> torch.device:
+    """The kind of device that the run uses."""
+    accelerator = None if on_cpu() else torch.accelerator.current_accelerator()
+    return accelerator or torch.device("cpu")
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -1,58 +1,72 @@
-"""What is minimised: the summed negative log-likelihood of the next tokens, or of a target's.
+"""What is minimised: the summed negative log-likelihood of the next tokens, or of a target's; or, where there is a
+teacher, how far the model's distributions over these tokens are from the teacher's.
 
 A sum, never a mean: means of unequal parts can't be put together again. Whoever calls divides by the number of
 targets of the whole step. Routers of mixture-of-experts models get no balancing loss: theirs is balanced already.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from gqa.eval.teacher import decoder_inputs
-from gqa.uptrain.batches import IGNORED
-
-_CHUNK_ELEMENTS = 1 << 24
-"""Logits that are in fp32 at a time: 64 MiB."""
+from gqa.uptrain.chunks import summed_in_chunks
+from gqa.uptrain.divergence import summed_nll
+from gqa.uptrain.lesson import Lesson
 
 
 class Objective(nn.Module):
     """A model together with its loss, so that compilation and sharding see one module."""
 
-    def __init__(self, model: nn.Module, autocast: torch.dtype | None) -> None:
+    def __init__(self, model: nn.Module, autocast: torch.dtype | None, lesson: Lesson | None = None) -> None:
         """`autocast`: the type of matrix products; None computes in the weights' own type."""
         super().__init__()
         self.model = model
         self.autocast = autocast
+        self.lesson = lesson
         self._no_split_modules = getattr(model, "_no_split_modules", None)  # where accelerate's FSDP may cut
 
-    def _logits(self, input_ids: torch.Tensor, **given: torch.Tensor | None) -> torch.Tensor:
-        device = input_ids.device.type
-        with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
-            return self.model(input_ids=input_ids, use_cache=False, **given).logits
+    def forward(self, *batch: torch.Tensor) -> torch.Tensor:
+        """The sum of the labels' losses in nats: an fp32 scalar. Where there is a teacher, `lesson` says what it is.
+
+        Args:
+            batch: what the sampler makes, or what validation reads; the latter is always judged by the labels.
+        """
+        inputs, labels, *drawn = self.inputs(*batch)
+        with torch.autocast(labels.device.type, self.autocast, enabled=self.autocast is not None):
+            if self.lesson is not None:
+                learn = self.lesson.loss if self.training else self.lesson.nll
+                return learn(inputs, labels, *drawn)
+            logits = self.model(use_cache=False, **inputs).logits
+        return summed_cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+    def inputs(self, *batch: torch.Tensor) -> tuple[Any, ...]:
+        """What the model is called with, the labels [rows, length], and what is left of the batch."""
+        raise NotImplementedError
 
 
 class NextTokenLoss(Objective):
     """Of a causal language model."""
 
-    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Sum of the labels' negative log-likelihoods in nats: an fp32 scalar.
+    def inputs(self, *batch: torch.Tensor) -> tuple[Any, ...]:
+        """As the base class says, of a `Batch`.
 
-        Args are as in `Batch`. Packed documents are kept apart by `position_ids`, which transformers honours only
-        without an attention mask and without a cache.
+        Packed documents are kept apart by `position_ids`, which transformers honours only without an attention mask
+        and without a cache.
         """
-        logits = self._logits(input_ids, position_ids=position_ids, attention_mask=None)
-        return summed_cross_entropy(logits.flatten(0, 1), labels.flatten())
+        input_ids, position_ids, *rest = batch
+        return {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": None}, *rest
 
 
 class TargetLoss(Objective):
     """Of an encoder-decoder whose decoder is given the right target so far (teacher forcing)."""
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Sum of the labels' negative log-likelihoods in nats: an fp32 scalar. Args are as in `PairBatch`."""
-        inputs = decoder_inputs(self.model, labels)
-        logits = self._logits(input_ids, attention_mask=attention_mask, decoder_input_ids=inputs)
-        return summed_cross_entropy(logits.flatten(0, 1), labels.flatten())
+    def inputs(self, *batch: torch.Tensor) -> tuple[Any, ...]:
+        """As the base class says, of a `PairBatch`."""
+        input_ids, attention_mask, labels = batch
+        seen = decoder_inputs(self.model, labels)
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": seen}, labels
 
 
 def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -62,12 +76,5 @@ def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
         logits: in any float type. [tokens, vocabulary]
         labels: IGNORED where there is nothing to predict. [tokens]
     """
-    rows = max(1, _CHUNK_ELEMENTS // logits.shape[1])
-    if len(logits) <= rows or torch.compiler.is_compiling():  # a compiler fuses the cast into what follows
-        return _cross_entropy(logits, labels)
-    chunks = zip(logits.split(rows), labels.split(rows), strict=True)
-    return torch.stack([checkpoint(_cross_entropy, *chunk, use_reentrant=False) for chunk in chunks]).sum()
-
-
-def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+    compiling = torch.compiler.is_compiling()  # a compiler fuses the cast into what follows
+    return summed_in_chunks(summed_nll, logits.shape[1], logits, labels, whole=compiling)

@@ -89,14 +89,19 @@ def _sequence_length(config: UptrainConfig, model_config: dict[str, Any]) -> int
     return asked or min(_DEFAULT_LENGTH, _positions(model_config) or _DEFAULT_LENGTH)
 
 
+def longest_sequence(model_config: dict[str, Any]) -> int | None:
+    """How many tokens the model of this `config.json` can see, if it says so."""
+    is_relative = "relative_attention_num_buckets" in model_config  # T5's: its n_positions says what it was trained on
+    return None if is_relative else _positions(model_config)
+
+
 def _positions(model_config: dict[str, Any]) -> int | None:
     return next((model_config[key] for key in ("max_position_embeddings", "n_positions") if key in model_config), None)
 
 
 def _length(name: str, asked: int | None, model_config: dict[str, Any]) -> int | None:
     """The length that is asked for, if one is, and the model has as many positions."""
-    is_relative = "relative_attention_num_buckets" in model_config  # T5's: its n_positions says what it was trained on
-    longest = None if is_relative else _positions(model_config)
+    longest = longest_sequence(model_config)
     if asked is not None and longest is not None and asked > longest:
         raise UserError(f"{name} {asked} is beyond the model's longest sequence, {longest}")
     return asked

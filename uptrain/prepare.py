@@ -1,14 +1,11 @@
 """Everything that a run can be refused for, found before anything is written (but for the cache of tokens)."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING
-
-import torch
-from accelerate.utils import parse_flag_from_env
 
 from gqa.convert.data import local_path
 from gqa.convert.directory import check_output
@@ -16,13 +13,20 @@ from gqa.convert.errors import UserError
 from gqa.convert.pretrained import load_config
 from gqa.convert.provenance import fingerprint
 from gqa.convert.source import read_config, resolve_checkpoint
+from gqa.uptrain.batches import Sampler, Samples
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.data import Data, Opener
+from gqa.uptrain.divergence import Mixture
+from gqa.uptrain.draws import drawing_of, offline
 from gqa.uptrain.export import Export, plan_export
-from gqa.uptrain.model import load_model
+from gqa.uptrain.lesson import Lesson
+from gqa.uptrain.model import device_of_run, load_model, on_cpu, teacher_type
 from gqa.uptrain.plan import Plan, make_plan, with_tokens
 from gqa.uptrain.rundir import RunDir
 from gqa.uptrain.screen import Screen
+from gqa.uptrain.teacher import Teacher, check_pair, find_teacher, load_teacher, without_teacher
+from gqa.uptrain.tokens import default_cache
+from gqa.uptrain.trained import Trained, choose_trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,6 +42,11 @@ class Setup:
     data: Data
     run_dir: RunDir
     model: "PreTrainedModel"
+    trained: Trained
+    teacher: Teacher
+    lesson: Lesson | None
+    """None: the model learns from the text alone."""
+
     export: Export
 
 
@@ -50,14 +59,19 @@ def prepare(config: UptrainConfig, screen: Screen) -> Setup:
     checkpoint = resolve_checkpoint(config.checkpoint)
     model_config = load_config(checkpoint, encoder_decoder=True)
     plan = make_plan(config, read_config(checkpoint), processes=int(os.environ.get("WORLD_SIZE", "1")))
-    _check_places(config, plan, checkpoint)
+    teacher = find_teacher(config, checkpoint, plan.sequence_length)
+    _check_places(config, plan, checkpoint, teacher)
     _check_installed(config)
     data = Opener(config=config, plan=plan, checkpoint=checkpoint, screen=screen).open(model_config)
     plan = with_tokens(plan, config, data.tokens_per_sequence)
-    run_dir = RunDir(plan.run_dir, config, plan, {"checkpoint": fingerprint(checkpoint), **data.keys})
+    content = {"checkpoint": fingerprint(checkpoint), "teacher": teacher.key, **data.keys}
+    run_dir = RunDir(plan.run_dir, config, plan, content)
     run_dir.resumed_from()  # refuses what can't be resumed
     model = load_model(checkpoint, config)
     _check_vocabulary(model, checkpoint, data.largest_id)
+    if config.offline_teacher:
+        data = replace(data, samples=_offline(config, plan, teacher, data, model))
+    taught_by, lesson = _lesson(config, teacher, model)
     return Setup(
         config=config,
         plan=plan,
@@ -65,19 +79,42 @@ def prepare(config: UptrainConfig, screen: Screen) -> Setup:
         data=data,
         run_dir=run_dir,
         model=model,
+        trained=choose_trained(model, checkpoint, config),
+        teacher=taught_by,
+        lesson=lesson,
         export=plan_export(model, checkpoint, plan.output, config.dtype, overwrite=config.overwrite),
     )
 
 
-def on_cpu() -> bool:
-    """Whether the run uses no accelerator: there is none, or accelerate was told so."""
-    return not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+def _lesson(config: UptrainConfig, teacher: Teacher, model: "PreTrainedModel") -> tuple[Teacher, Lesson | None]:
+    """What the model learns from the teacher, if there is one, which is loaded unless it is offline."""
+    if teacher.path is None:
+        return teacher, None
+    mixture = Mixture(divergence=config.divergence, temperature=config.temperature, ce_weight=config.ce_weight)
+    if config.offline_teacher:
+        return teacher, Lesson(model, mixture, None)
+    try:
+        loaded = load_teacher(teacher.path, config, teacher_type(config.precision, device_of_run()))
+        check_pair(loaded, model, config, teacher.path)
+    except UserError as error:
+        return without_teacher(config, error), None
+    return teacher, Lesson(model, mixture, loaded)
 
 
-def _check_places(config: UptrainConfig, plan: Plan, checkpoint: Path) -> None:
+def _offline(config: UptrainConfig, plan: Plan, teacher: Teacher, data: Data, model: "PreTrainedModel") -> Samples:
+    """The samples, with what was drawn from the teacher for them."""
+    if not isinstance(data.samples, Sampler):
+        raise UserError("offline_teacher is for decoders only; let encoder-decoders learn from the teacher itself")
+    assert teacher.key is not None
+    drawing = drawing_of(config, teacher.key, data.samples)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    return offline(data.samples, config.cache_dir or default_cache(), drawing, plan.steps, vocabulary)
+
+
+def _check_places(config: UptrainConfig, plan: Plan, checkpoint: Path, teacher: Teacher) -> None:
     """Refuse outputs that exist, or that would write into what is read."""
     data = [local_path(name) for name in (config.data, config.validation_data) if name]
-    inputs = [checkpoint, *(path for path in data if path)]
+    inputs = [checkpoint, *(path for path in data if path), *([teacher.path] if teacher.path else [])]
     check_output(plan.output, inputs, overwrite=config.overwrite)
     check_output(plan.run_dir, [*inputs, plan.output], overwrite=True)
 

@@ -14,12 +14,13 @@ from gqa.convert.options import build_options
 from gqa.uptrain.checkpoints import Checkpoints, complete_checkpoints, step_of
 from gqa.uptrain.config import UptrainConfig, as_json
 from gqa.uptrain.metrics import Metrics, read_metrics
-from gqa.uptrain.model import autocast_type
+from gqa.uptrain.model import autocast_type, on_cpu
 from gqa.uptrain.objective import NextTokenLoss, TargetLoss
 from gqa.uptrain.optimizer import build_optimizer
-from gqa.uptrain.prepare import Setup, on_cpu, prepare
+from gqa.uptrain.prepare import Setup, prepare
 from gqa.uptrain.rundir import RunDir
 from gqa.uptrain.screen import Screen
+from gqa.uptrain.teacher import place_teacher
 from gqa.uptrain.train import Trainer
 
 
@@ -70,10 +71,14 @@ def _assemble(setup: Setup, screen: Screen) -> tuple[Trainer, int]:
     accelerator = _accelerator(config, run_dir)
     autocast = autocast_type(config.precision, accelerator.device)
     is_pair = setup.model.config.is_encoder_decoder
-    objective = (TargetLoss if is_pair else NextTokenLoss)(setup.model, autocast)
+    if setup.lesson is not None and setup.lesson.teacher is not None:
+        place_teacher(setup.lesson.teacher.model, accelerator)
+    objective = (TargetLoss if is_pair else NextTokenLoss)(setup.model, autocast, setup.lesson)
     if config.compile:
-        objective.compile(dynamic=None if is_pair else False)  # pairs are of many lengths; a decoder's windows of one
-    module, optimizer = accelerator.prepare(objective, build_optimizer(objective, config, accelerator.device))
+        for part in [objective] if setup.lesson is None else setup.lesson.trunks:
+            part.compile(dynamic=None if is_pair else False)  # pairs are of many lengths; a decoder's windows of one
+    optimizer = build_optimizer(objective, config, accelerator.device, setup.trained.kv)
+    module, optimizer = accelerator.prepare(objective, optimizer)
     resumed = _begin(run_dir, accelerator)
     checkpoints = Checkpoints(run_dir.checkpoints, config.keep_checkpoints, accelerator, module, optimizer)
     metrics = Metrics(run_dir.metrics, accelerator, setup.data.samples.tokens_before)
@@ -87,6 +92,7 @@ def _assemble(setup: Setup, screen: Screen) -> tuple[Trainer, int]:
         plan=plan,
         accelerator=accelerator,
         module=module,
+        lesson=setup.lesson,
         optimizer=optimizer,
         samples=setup.data.samples,
         validation=setup.data.validation,
@@ -107,7 +113,13 @@ def _finish(setup: Setup, trainer: Trainer) -> UptrainResult:
     if accelerator.is_main_process:
         named = {name.removeprefix("model."): tensor for name, tensor in weights.items()}  # the objective's own name
         facts = {"config": as_json(setup.config), "objective": setup.data.objective, "steps": plan.steps}
-        facts |= {"tokens": tokens, "trained_on": setup.data.described, "validation": lines}
+        facts |= {
+            "teacher": setup.teacher.as_source(),
+            "trained": setup.trained.words,
+            "tokens": tokens,
+            "trained_on": setup.data.described,
+        }
+        facts |= {"validation": lines}
         setup.export.write(setup.model, named, facts)
     accelerator.wait_for_everyone()
     return UptrainResult(plan.output, plan.run_dir, plan.steps, tokens, lines)
@@ -147,9 +159,10 @@ def _headline(setup: Setup, device: torch.device, autocast: torch.dtype | None, 
     shape = "".join(f"{count} {what} of " for what, count in counts.items() if count > 1)
     shape += f"{plan.rows} sequences of {plan.tokens_per_sequence:.0f} tokens"
     arithmetic = str(autocast or torch.float32).removeprefix("torch.")
+    learnt = f"{setup.trained.words} of {setup.config.checkpoint} {setup.teacher.words(setup.config)}"
     return (
-        f"{'Resuming' if start else 'Training'} {setup.config.checkpoint} in {arithmetic} on "
-        f"{device.type}, from step {start:,} to {plan.steps:,}; {plan.tokens_per_step:,.0f} tokens a step ({shape}), "
+        f"{'Resuming' if start else 'Training'} {learnt}, in {arithmetic} on {device.type}, "
+        f"from step {start:,} to {plan.steps:,}; {plan.tokens_per_step:,.0f} tokens a step ({shape}), "
         f"{setup.data.samples.tokens_before(plan.steps):,} in all, out of {setup.data.described}"
     )
 

@@ -14,6 +14,7 @@ from gqa.convert.errors import UserError
 from gqa.uptrain.batches import Samples
 from gqa.uptrain.checkpoints import Checkpoints
 from gqa.uptrain.config import UptrainConfig
+from gqa.uptrain.lesson import Lesson
 from gqa.uptrain.metrics import Metrics
 from gqa.uptrain.plan import Plan
 from gqa.uptrain.schedule import learning_rate
@@ -32,6 +33,7 @@ class Trainer:
     module: nn.Module
     """The objective as accelerate prepared it: called with a batch, gives the sum of its losses."""
 
+    lesson: Lesson | None
     optimizer: torch.optim.Optimizer
     samples: Samples
     validation: Validation | None
@@ -83,6 +85,8 @@ class Trainer:
         share = len(samples) // self.plan.processes
         mine = samples[self.accelerator.process_index * share :][:share]
         parts = self.samples.batch(mine).to(self.accelerator.device).micro_batches(self.plan.rows)
+        if self.lesson is not None:
+            self.lesson.attention_weight = self.config.attention_weight * (1 - index / self.plan.steps)
         total = torch.zeros((), device=self.accelerator.device)
         for number, part in enumerate(parts, start=1):
             with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.module):
@@ -92,7 +96,7 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip or inf)
         assert norm is not None
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_multiplier", 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total, norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from gqa.uptrain import objective
+from gqa.uptrain import chunks
 from gqa.uptrain.batches import IGNORED
 from gqa.uptrain.objective import NextTokenLoss, summed_cross_entropy
 
@@ -87,7 +87,7 @@ def test_chunks_change_neither_loss_nor_gradient(monkeypatch):
     labels[::7] = IGNORED
     whole = summed_cross_entropy(logits, labels)
     (expected,) = torch.autograd.grad(whole, logits)
-    monkeypatch.setattr(objective, "_CHUNK_ELEMENTS", 13 * 30)
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 13 * 30)
     parts = summed_cross_entropy(logits, labels)
     (found,) = torch.autograd.grad(parts, logits)
     torch.testing.assert_close(parts, whole, rtol=1e-6, atol=0)

@@ -1,0 +1,86 @@
+"""A model in two halves, for losses that must not hold all logits: the trunk makes hidden states, the head logits.
+
+The model's own forward pass does both, with something else in the place of its trunk while it runs: so whatever a class
+does to hidden states and logits around its output projection (scales, caps, biases) is done by the class itself.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Halves:
+    """The halves of one model."""
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        """The trunk is what transformers calls the decoder: of causal models what the head stands on, too."""
+        self.model = model
+        decoder = model.get_decoder()
+        assert decoder is not model
+        self._name = next(name for name, module in model.named_modules() if module is decoder)
+        self._output: type | None = None
+
+    @property
+    def trunk(self) -> nn.Module:
+        """What makes hidden states."""
+        return self.model.get_submodule(self._name)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many logits the head makes for a token."""
+        return self.model.get_output_embeddings().weight.shape[0]
+
+    def hidden(self, **inputs: Any) -> torch.Tensor:
+        """The hidden states that the head is given. [rows, length, hidden_size]."""
+        found: list[torch.Tensor] = []
+        trunk = self.trunk
+
+        def first_only(*arguments: Any, **given: Any) -> Any:
+            output = trunk(*arguments, **given)
+            self._output = type(output)
+            found.append(output[0])
+            return self._output(last_hidden_state=output[0][:, :1])  # logits of one token cost nothing
+
+        with self._instead(first_only):
+            self.model(use_cache=False, **inputs)
+        (hidden,) = found
+        return hidden
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The logits of hidden states, once some have been made. [tokens, hidden_size] -> [tokens, vocabulary]."""
+        output = self._output
+        assert output is not None, "a trunk has to run before its head"
+        ids = torch.zeros((1, 1), dtype=torch.int64, device=hidden.device)
+        inputs: dict[str, Any] = {"input_ids": ids}
+        if self.model.config.is_encoder_decoder:
+            inputs = {"encoder_outputs": (hidden[None],), "decoder_input_ids": ids}
+        with self._instead(lambda *_, **__: output(last_hidden_state=hidden[None])):
+            return self.model(use_cache=False, **inputs).logits[0]
+
+    @contextmanager
+    def _instead(self, run: Callable[..., Any]) -> Iterator[None]:
+        """`run` in the place of the trunk."""
+        above, _, name = self._name.rpartition(".")
+        holder, trunk = self.model.get_submodule(above), self.trunk
+        setattr(holder, name, _StandIn(run))
+        try:
+            yield
+        finally:
+            setattr(holder, name, trunk)
+
+
+class _StandIn(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, *arguments: Any, **given: Any) -> Any:
+        return self.run(*arguments, **given)

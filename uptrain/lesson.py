@@ -1,0 +1,87 @@
+"""What a model learns from its teacher: at every label the teacher's whole distribution, not only the token itself.
+
+Both models' hidden states stand in memory, their logits only for some tokens at a time: these are made from the hidden
+states chunk by chunk, and made again in the backward pass.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from gqa.uptrain.attention_outputs import AttentionOutputs, distance
+from gqa.uptrain.chunks import summed_in_chunks
+from gqa.uptrain.divergence import Mixture, summed_nll
+from gqa.uptrain.halves import Halves
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Inputs = Mapping[str, torch.Tensor | None]
+"""What a model is called with."""
+
+
+class Lesson:
+    """A student and its teacher. It is no module, so that neither sharding nor checkpoints take up the teacher."""
+
+    def __init__(self, student: "PreTrainedModel", mixture: Mixture, teacher: "PreTrainedModel | None") -> None:
+        """No teacher: batches bring tokens that were drawn from it."""
+        self.student = Halves(student)
+        self.teacher = Halves(teacher) if teacher is not None else None
+        self.mixture = mixture
+        self.attention_weight = 0.0
+        """Of the term that draws attention outputs to the teacher's; whoever trains lets it fall to 0."""
+
+    @property
+    def trunks(self) -> list[nn.Module]:
+        """The halves that most of the work is done in."""
+        return [half.trunk for half in (self.student, self.teacher) if half is not None]
+
+    def loss(self, inputs: Inputs, labels: torch.Tensor, *drawn: torch.Tensor) -> torch.Tensor:
+        """The sum of the labels' losses.
+
+        Args:
+            inputs: what both models are called with.
+            labels: [rows, length]
+            drawn: where there is no teacher, tokens drawn from it [rows, length, draws], and its entropies
+                [rows, length].
+        """
+        if self.teacher is None:
+            hidden = self.student.hidden(**inputs)
+            return self._summed(self._against_draws, hidden, *drawn, labels)
+        if not self.attention_weight:
+            return self._summed(self._against_logits, *self._both(inputs), labels)
+        with AttentionOutputs(self.teacher.model) as wanted, AttentionOutputs(self.student.model) as found:
+            hidden = self._both(inputs)
+        apart = distance(found, wanted, labels)
+        return self._summed(self._against_logits, *hidden, labels) + self.attention_weight * apart
+
+    def nll(self, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
+        """The sum of the labels' negative log-likelihoods, whatever the teacher says: what a student is judged by."""
+        return self._summed(self._against_labels, self.student.hidden(**inputs), labels)
+
+    def _both(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states of student and teacher, which computes in its own type whatever the student computes in."""
+        assert self.teacher is not None
+        device = next(self.teacher.model.parameters()).device.type
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            taught = self.teacher.hidden(**inputs)
+        return self.student.hidden(**inputs), taught
+
+    def _summed(self, loss: Callable[..., torch.Tensor], *rows: torch.Tensor) -> torch.Tensor:
+        return summed_in_chunks(loss, self.student.vocabulary, *(part.flatten(0, 1) for part in rows))
+
+    def _against_logits(self, hidden: torch.Tensor, taught: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        assert self.teacher is not None
+        with torch.no_grad(), torch.autocast(taught.device.type, enabled=False):
+            teacher = self.teacher.logits(taught)
+        return self.mixture.summed(self.student.logits(hidden), teacher, labels)
+
+    def _against_draws(
+        self, hidden: torch.Tensor, drawn: torch.Tensor, entropy: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        return self.mixture.summed_of_draws(self.student.logits(hidden), drawn, entropy, labels)
+
+    def _against_labels(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return summed_nll(self.student.logits(hidden), labels)

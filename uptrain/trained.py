@@ -1,0 +1,89 @@
+"""What of a model is trained, and what learns at a rate of its own."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from gqa.convert.errors import UserError
+from gqa.convert.family import Family, all_families, family_for
+from gqa.convert.source import read_config
+from gqa.uptrain.config import UptrainConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The outcome of the choice."""
+
+    words: str
+    """What is trained, for the user."""
+
+    kv: frozenset[nn.Parameter] = frozenset()
+    """Parameters of keys and values, if they have a rate of their own."""
+
+
+def choose_trained(model: "PreTrainedModel", checkpoint: Path, config: UptrainConfig) -> Trained:
+    """Freeze what is not to be trained, and say what is.
+
+    Raises:
+        UserError: keys and values, or attentions, that can't be told from the rest.
+    """
+    words = {"all": "all weights", "attention": "the attention", "kv": "the keys and values"}[config.train]
+    if config.train != "all":
+        wanted = _parameters(model, checkpoint, only_kv=config.train == "kv")
+        model.requires_grad_(False)
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+    if config.freeze_embeddings:
+        words += " but the embeddings" if config.train == "all" else ""
+        model.get_input_embeddings().weight.requires_grad_(False)
+    if config.kv_lr_multiplier == 1:
+        return Trained(words=words)
+    words += f" (keys and values at {config.kv_lr_multiplier:g} times the rate)"
+    return Trained(words=words, kv=frozenset(_parameters(model, checkpoint, only_kv=True)))
+
+
+def _parameters(model: "PreTrainedModel", checkpoint: Path, *, only_kv: bool) -> list[nn.Parameter]:
+    """The parameters of all attentions, or of their keys and values."""
+    family = _family(checkpoint, only_kv=only_kv)
+    pattern = re.compile("|".join(_patterns(family, only_kv=only_kv)))
+    found = [parameter for name, parameter in model.named_parameters() if pattern.search(name)]
+    if not found:
+        raise UserError(f"no attention was found by name in {checkpoint}; leave train and kv_lr_multiplier out")
+    return found
+
+
+def _family(checkpoint: Path, *, only_kv: bool) -> Family:
+    raw = read_config(checkpoint)
+    language = raw.get("text_config", raw)
+    if language.get("model_type") not in all_families():
+        raise UserError(
+            f"{checkpoint} is a {raw.get('model_type')}, whose attention gqa does not know by name; "
+            "leave train and kv_lr_multiplier out, or convert it first"
+        )
+    family = family_for(language)
+    if only_kv and family.fused_qkv:
+        raise UserError(
+            f"a {family.model_type} keeps q, k and v in one tensor, so k and v can't be trained by themselves; "
+            "take train = attention, and leave kv_lr_multiplier out"
+        )
+    return family
+
+
+def _patterns(family: Family, *, only_kv: bool) -> Iterator[str]:
+    """What matches names of the parameters of one attention, for every attention that a layer has."""
+    for there in [family.at(site) for site in family.sites] or [family]:
+        layers, attention = there.layer.removesuffix(".").split(".{layer}.")
+        beneath = rf"(?:^|\.){re.escape(layers)}\.\d+\.{re.escape(attention)}\."
+        if not only_kv:
+            yield beneath
+            continue
+        norm = re.escape(there.k_norm).replace(re.escape("{head}"), r"\d+") if there.k_norm else None
+        projections = rf"(?:{re.escape(there.k)}|{re.escape(there.v)})\.(?:weight|bias)"
+        yield rf"{beneath}(?:{projections}{f'|{norm}' if norm else ''})$"
