@@ -84,7 +84,7 @@ class Drawer:
 def _write(config: UptrainConfig, path: Path, sampler: Sampler, drawing: Drawing, windows: int, screen: Screen) -> None:
     device = device_of_run()
     teacher = load_teacher(path, config, teacher_type(config.precision, device))
-    teacher.to(device)  # pyright: ignore[reportArgumentType] - of torch's own overloads
+    teacher.to(device)
     few = replace(sampler, batch_size=min(config.micro_batch_size or sampler.batch_size, windows))
     drawer = Drawer(teacher=Halves(teacher), windows=few, drawing=drawing, device=device)
     cache = config.cache_dir or default_cache()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from gqa.convert.errors import UserError
@@ -158,7 +159,7 @@ def test_no_tensor_is_as_large_as_all_logits(parent: Path, child: Path, monkeypa
     assert plain.logits == 80
 
 
-class _LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
+class _LargestTensor(TorchDispatchMode):
     """How many rows the largest tensor has that is as wide as the vocabulary and no weight."""
 
     logits = 0
