@@ -125,7 +125,7 @@ def test_the_original_is_never_overwritten(hub, push, converted, licensed, tmp_p
     assert hub.count("(PUT|POST)") == 0
     assert push(converted, "me/tiny").exit_code == 0
     card = ModelCard(hub.repos["me/tiny"].files()["README.md"].decode())
-    assert (card.data.base_model, card.data.base_model_relation) == ("me/parent", "finetune")
+    assert (card.data.get("base_model"), card.data.get("base_model_relation")) == ("me/parent", "finetune")
     convert(converted, tmp_path / "mqa", ConvertOptions(groups=1))  # from a copy of what is published
     assert "me/tiny is what this checkpoint was converted from" in said(push(tmp_path / "mqa", "me/tiny"))
 
@@ -166,7 +166,7 @@ def test_a_licence_that_is_not_known_is_asked_for(hub, push, make_checkpoint, tm
     assert "--license apache-2.0, say" in said(push(tmp_path / "out", "me/tiny", "--dry-run"))
     assert not hub.asked
     assert push(tmp_path / "out", "me/tiny", "--license", "gemma").exit_code == 0
-    assert ModelCard(hub.repos["me/tiny"].files()["README.md"].decode()).data.license == "gemma"
+    assert ModelCard(hub.repos["me/tiny"].files()["README.md"].decode()).data.get("license") == "gemma"
     assert push(tmp_path / "out", "me/tiny").exit_code == 0  # the card says it now
     (tmp_path / "out" / "README.md").write_text("In my own words\n")
     assert "was edited and states no licence" in said(push(tmp_path / "out", "me/tiny"))
