@@ -10,7 +10,7 @@ The file holds `{"format": 1, "stages": [...]}`, oldest stage first. Every stage
 - what the stage itself has to say: for "convert" `model_type` of the output, `rewritten_from` (the source's, where its
   class has no KV heads, or null), `own_code` (the file of our own code that it needs, or null), `method`, `grouping`,
   `restrictions` (what the family keeps it from), `calibration` and `fit` (their options, or null), of an
-  encoder-decoder `encoder` (whether that was converted too), `seed`, `dtype`, `num_heads`, `kv_heads_before` and
+  encoder-decoder `encoder` (whether that was converted too), `keep_architecture` where that was asked for, `seed`, `dtype`, `num_heads`, `kv_heads_before` and
   `kv_heads_after` (one entry a layer; in an encoder-decoder one for every attention that was converted, those at one
   site before those at the next), and `layers`: of each the `site`, where a layer has several, the `order` in which its
   old KV heads were grouped, where the method knows it the `predicted_damage` (of keys and of values, a share for every

@@ -135,6 +135,7 @@ def conversion_stage(plan: Plan, records: Mapping[int, Mapping[str, object]]) ->
         calibration=plan.options.calibration and asdict(plan.options.calibration),
         fit=plan.options.fit and asdict(plan.options.fit),
         **({"encoder": plan.options.encoder} if plan.family.sites else {}),
+        **({"keep_architecture": True} if plan.options.keep_architecture else {}),
         seed=plan.options.seed,
         dtype=plan.options.dtype,
         num_heads=plan.shape.num_heads,
