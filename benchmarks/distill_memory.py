@@ -26,7 +26,7 @@ from gqa.uptrain.divergence import Mixture
 from gqa.uptrain.lesson import Lesson
 from gqa.uptrain.objective import NextTokenLoss
 
-SIZES = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
 ROW = 1024  # tokens of a sequence
 
 
@@ -60,7 +60,8 @@ def measure(way: str, vocabulary: int, tokens: int, device: str, gradients: Path
     """The bytes that one step takes beside the models, and its seconds."""
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=vocabulary, max_position_embeddings=ROW, **SIZES)
-    student, teacher = (LlamaForCausalLM(config).to(device).train() for _ in range(2))
+    models: list[nn.Module] = [LlamaForCausalLM(config) for _ in range(2)]
+    student, teacher = (model.to(device).train() for model in models)
     teacher.eval().requires_grad_(False)
     ids = torch.randint(0, vocabulary, (tokens // ROW, ROW), device=device)
     positions = torch.arange(ROW, device=device).expand_as(ids)

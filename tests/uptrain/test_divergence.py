@@ -26,7 +26,7 @@ def test_they_are_what_torch_says(temperature: float):
     student, teacher = logits(0), logits(1)
     q, p = (Categorical(logits=part / temperature) for part in (student, teacher))
     m = Categorical(probs=(p.probs + q.probs) / 2)
-    expected = {
+    expected: dict[Divergence, torch.Tensor] = {
         "forward": kl_divergence(p, q),
         "reverse": kl_divergence(q, p),
         "jensen-shannon": (kl_divergence(p, m) + kl_divergence(q, m)) / 2,
@@ -44,7 +44,8 @@ def test_two_tokens_by_hand():
     middle = (5 / 8, 3 / 8)
     halves = ((0.75, 0.25), (0.5, 0.5))
     shared = sum(sum(x * math.log(x / m) for x, m in zip(half, middle, strict=True)) for half in halves) / 2
-    for kind, value in (("forward", forward), ("reverse", reverse), ("jensen-shannon", shared)):
+    by_hand: dict[Divergence, float] = {"forward": forward, "reverse": reverse, "jensen-shannon": shared}
+    for kind, value in by_hand.items():
         assert float(divergence(student.double(), teacher.double(), kind, 1.0)) == pytest.approx(value, rel=1e-6)
 
 
