@@ -219,6 +219,6 @@ def test_a_config_of_another_width_is_an_error(small):
 
 def test_a_family_that_is_not_supported_is_an_error(small):
     path = small / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "bart"}))
-    with pytest.raises(UserError, match="bart can't be converted"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "biogpt"}))
+    with pytest.raises(UserError, match="biogpt can't be converted"):
         staged(small)
