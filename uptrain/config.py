@@ -114,7 +114,7 @@ class UptrainConfig:
     layer; it falls linearly to 0 over the run. Decoders only."""
 
     offline_teacher: bool = False
-    """Take the teacher from what `gqa-uptrain cache-teacher` has written with the same options, and don't load it."""
+    """Learn from what `gqa-uptrain cache-teacher` wrote with the same options, and leave the teacher on disk."""
 
     teacher_draws: int = 64
     """Tokens that cache-teacher draws from the teacher's distribution at every place."""

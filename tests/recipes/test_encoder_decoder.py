@@ -35,6 +35,7 @@ def test_all_stages(make_encoder_decoder, texts, one_thread, tmp_path: Path, mod
     result = uptrain(
         UptrainConfig(
             checkpoint=str(converted),
+            teacher="none",  # the parent is random, and has nothing to teach
             data=str(data),
             validation_data=str(data),
             validation_tokens=300,
