@@ -25,7 +25,8 @@ def test_converted_measured_trained_and_measured_again(make_checkpoint, configur
     (converted / file).write_text(
         (converted / file).read_text() + "\nraise SystemExit('code beside weights was run')\n"
     )
-    result = uptrain(configured(checkpoint=str(converted), gradient_checkpointing=True))
+    # The parent is random and has nothing to teach, but the text has.
+    result = uptrain(configured(checkpoint=str(converted), teacher="none", gradient_checkpointing=True))
     assert (result.output / file).read_text() == (converted / file).read_text()
     assert [stage["stage"] for stage in read_stages(result.output)] == ["convert", "uptrain"]
     assert "auto_map" in json.loads((result.output / "config.json").read_text())
