@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from consumers.answering import Answer
-from consumers.compare import Row, Verdict, compared, parting, smallest_margin, worse
+from consumers.compare import Row, Verdict, compared, margins, parting, worse
 from consumers.matrix import rendered, verdicts
 from consumers.reference import Reference
 
@@ -27,9 +27,9 @@ def test_the_same_answers_agree():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"tokens": [3, 1]}, "tokens from position 2 on"),
-        ({"tokens": [3, 0, 2]}, "tokens from position 1 on"),
-        ({"continuation": [0, 1]}, "continuation from position 1 on"),
+        ({"tokens": [3, 1]}, "tokens from 2 on"),
+        ({"tokens": [3, 0, 2]}, "tokens from 1 on"),
+        ({"continuation": [0, 1]}, "continuation from 1 on"),
         ({"scores": [[2.0, 1.0, 0.0], [0.0, 0.502, 3.0]]}, "logits"),
         ({"scores": [[2.0, 1.0, 0.0], [0.0, math.nan, 3.0]]}, "logits"),
         ({"scores": [[2.0, 1.0, 0.0]]}, "logits"),
@@ -49,13 +49,20 @@ def test_log_probabilities_are_compared_as_such():
     assert judged(replace(RIGHT, normalised=True)).verdict == "differs"
 
 
+def test_a_tie_may_be_broken_either_way():
+    tie = replace(RIGHT, scores=[[2.0, 1.999, 0.0], [0.0, 0.5, 3.0]])
+    other = replace(tie, continuation=[1, 1], scores=[[2.0, 2.0, 0.0], [9.0, 9.0, 9.0]])
+    assert compared("engine", "llama", "1.0", [asdict(other)], [tie], 1e-3).verdict == "agrees"
+    assert compared("engine", "llama", "1.0", [asdict(other)], [tie], 1e-4).reason == "continuation from 0 on"
+
+
 def test_an_engine_that_fails_could_not_read():
     row = compared("engine", "llama", "1.0", {"error": "no such layer"}, [RIGHT], 1e-3)
     assert (row.verdict, row.reason) == ("can't read", "no such layer")
 
 
 def test_the_margin_is_that_of_the_two_likeliest():
-    assert smallest_margin([RIGHT]) == 1.0
+    assert margins(RIGHT).tolist() == [1.0, 2.5]
     assert parting([1, 2], [1, 2, 3]) == 2
 
 

@@ -71,7 +71,7 @@ def rows_of(engine: Engine, checkpoints: dict[str, Path], references: dict[str, 
 def run(engine: Engine, python: Path, checkpoints: dict[str, Path]) -> dict[str, Any]:
     """The answers of one process of the engine, in its own environment and without a network."""
     say(f"asking {engine.name}")
-    work = KEPT / "work" / python.parents[1].name
+    work = KEPT / "work" / engine.path.stem / python.parents[1].name
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     job, answers = work / "job.json", work / "answers.json"
@@ -79,6 +79,7 @@ def run(engine: Engine, python: Path, checkpoints: dict[str, Path]) -> dict[str,
     content["checkpoints"] = {name: str(path) for name, path in checkpoints.items()}
     job.write_text(json.dumps(content), encoding="utf-8")
     settings = {"PYTHONPATH": str(Path(__file__).parents[1]), "HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "hub")}
+    settings["PROJECT_PYTHON"] = sys.executable  # for what an engine is given by another command of the project
     log = work / "log.txt"
     with log.open("w", encoding="utf-8") as output:
         command = [str(python), str(engine.path), str(job)]

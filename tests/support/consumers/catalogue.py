@@ -31,6 +31,9 @@ class Engine:
     note: str = ""
     """What the matrix says below about how it was run."""
 
+    home: str = ""
+    """The environment's folder, where two share one [default: by the name]."""
+
     @property
     def path(self) -> Path:
         """The script's file."""
@@ -41,26 +44,53 @@ class Engine:
         return self.tolerance_of.get(checkpoint.partition(",")[0], self.tolerance)
 
 
+_APPROXIMATES = "computes phi's GELU by its tanh approximation"
 _LLAMA_CPP = "*/vendor/llama.cpp/"
+_CONVERTER = ("convert_hf_to_gguf.py", "conversion/*", "gguf-py/gguf/*")
 
 ENGINES = [
     Engine(name="transformers 4.57", script="run_transformers.py", packages=("transformers~=4.57.0",)),
     Engine(name="transformers, newest", script="run_transformers.py", packages=("transformers>=5",)),
-    Engine(name="CTranslate2", script="run_ctranslate2.py", packages=("ctranslate2>=4.8",)),
     Engine(
-        name="llama.cpp",
+        name="CTranslate2",
+        script="run_ctranslate2.py",
+        packages=("ctranslate2>=4.8",),
+        note="its converter knows phi by the settings that Microsoft's first code for it had, not by transformers', so "
+        "it reads no phi of today's. It writes null for a beginning-of-text token that the tokenizer lacks, which its "
+        "engine can't read: the end-of-text token is named instead.",
+    ),
+    Engine(
+        name="llama.cpp, by its converter",
         script="run_llama_cpp.py",
+        home="llama.cpp",
         packages=("xllamacpp>=2026.10", "sentencepiece>=0.2"),
-        sources={
-            "llama-cpp-python": tuple(
-                f"{_LLAMA_CPP}{name}" for name in ("convert_hf_to_gguf.py", "conversion/*", "gguf-py/gguf/*")
-            )
-        },
+        sources={"llama-cpp-python": tuple(f"{_LLAMA_CPP}{name}" for name in _CONVERTER)},
+        note="`convert_hf_to_gguf.py CKPT --outfile OUT.gguf --outtype f32`. It writes a phi as if it had as many KV "
+        "heads as query heads, which its engine then can't load. It knows the tokenizers of published models; of those "
+        "trained here it is told that they cut words as GPT-2's does.",
+    ),
+    Engine(
+        name="llama.cpp, by gqa-export",
+        script="run_llama_cpp_exported.py",
+        home="llama.cpp",
+        packages=("xllamacpp>=2026.10", "sentencepiece>=0.2"),
+        sources={"llama-cpp-python": tuple(f"{_LLAMA_CPP}{name}" for name in _CONVERTER)},
+        tolerance_of={"phi": 2e-2},
+        note=f"`gqa-export gguf CKPT OUT.gguf --dtype float32`. The engine {_APPROXIMATES}.",
     ),
     Engine(
         name="ONNX Runtime GenAI",
         script="run_onnxruntime_genai.py",
         packages=("onnxruntime-genai>=0.18", "onnx-ir>=1", "onnx>=1.20"),
+        tolerance_of={"phi": 1e-1},
+        note="`python -m onnxruntime_genai.models.builder -m CKPT -o OUT -p fp32 -e cpu`. On the CPU heads must have a "
+        "multiple of 16 components. A phi is as far off with all of its KV heads.",
     ),
-    Engine(name="mlx-lm", script="run_mlx_lm.py", packages=("mlx-lm[cpu]>=0.32",)),
+    Engine(
+        name="mlx-lm",
+        script="run_mlx_lm.py",
+        packages=("mlx-lm[cpu]>=0.32",),
+        tolerance_of={"phi": 2e-2},
+        note=f"on the CPU. It {_APPROXIMATES}.",
+    ),
 ]

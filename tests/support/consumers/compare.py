@@ -37,17 +37,23 @@ def compared(
     row = {"engine": engine, "checkpoint": checkpoint, "version": version, "tolerance": tolerance}
     if isinstance(said, Mapping):
         return Row(verdict="can't read", reason=str(said["error"]), **row)
-    answers = [Answer(**answer) for answer in said]
-    for answer, right in zip(answers, reference, strict=True):
-        for what in ("tokens", "continuation"):
-            got, wanted = getattr(answer, what), getattr(right, what)
-            if got != wanted:
-                return Row(verdict="differs", reason=f"{what} from position {parting(got, wanted)} on", **row)
-    differences = [largest_difference(*pair) for pair in zip(answers, reference, strict=True)]
+    differences = []
+    for answer, right in zip((Answer(**answer) for answer in said), reference, strict=True):
+        if answer.tokens != right.tokens:
+            return Row(verdict="differs", reason=f"tokens from {parting(answer.tokens, right.tokens)} on", **row)
+        parted = parting(answer.continuation, right.continuation)
+        if parted < len(right.continuation) and not tied(right, parted, tolerance):
+            return Row(verdict="differs", reason=f"continuation from {parted} on", **row)
+        differences.append(largest_difference(answer, right, steps=parted + 1))
     difference = float(np.max(differences))  # Python's own max loses a NaN
     if not difference <= tolerance:  # nor is a NaN
         return Row(verdict="differs", reason="logits", difference=difference, **row)
     return Row(verdict="agrees", difference=difference, **row)
+
+
+def tied(reference: Answer, step: int, tolerance: float) -> bool:
+    """Are two tokens so close that scores within the tolerance may choose either?"""
+    return margins(reference)[step] <= 2 * tolerance
 
 
 def parting(one: Sequence[int], other: Sequence[int]) -> int:
@@ -56,9 +62,9 @@ def parting(one: Sequence[int], other: Sequence[int]) -> int:
     return next((index for index, equal in enumerate(same) if not equal), min(len(one), len(other)))
 
 
-def largest_difference(answer: Answer, reference: Answer) -> float:
-    """Of any score at any step; the reference's logits become log-probabilities where the engine gives those."""
-    scores, wanted = np.array(answer.scores), np.array(reference.scores)  # [steps, vocab]
+def largest_difference(answer: Answer, reference: Answer, steps: int | None = None) -> float:
+    """Of any score at the first `steps` steps; of log-probabilities where the engine gives those in place of logits."""
+    scores, wanted = np.array(answer.scores)[:steps], np.array(reference.scores)[:steps]  # [steps, vocab]
     if scores.shape != wanted.shape:
         return math.inf
     if answer.normalised:
@@ -66,10 +72,10 @@ def largest_difference(answer: Answer, reference: Answer) -> float:
     return float(np.abs(scores - wanted).max())
 
 
-def smallest_margin(answers: Sequence[Answer]) -> float:
-    """Between the two likeliest tokens at any step: how far logits would have to move to change a continuation."""
-    best = [np.sort(np.array(answer.scores), axis=-1)[:, -2:] for answer in answers]
-    return float(min((pair[:, 1] - pair[:, 0]).min() for pair in best))
+def margins(answer: Answer) -> np.ndarray:
+    """Between the two likeliest tokens at every step: how far logits would have to move to change a continuation."""
+    best = np.sort(np.array(answer.scores), axis=-1)[:, -2:]  # [steps, 2]
+    return best[:, 1] - best[:, 0]
 
 
 def worse(now: Row, before: Verdict | None) -> bool:

@@ -25,7 +25,7 @@ def prepare(engine: Engine, work: Path) -> Path:
     Raises:
         NotInstalledError: pip failed.
     """
-    home = work / engine.name.replace(" ", "-").replace(",", "")
+    home = work / (engine.home or engine.name.replace(" ", "-").replace(",", ""))
     python, ready = home / "bin" / "python", home / "ready.json"
     wanted = json.dumps([engine.packages, engine.sources, sys.version])
     if ready.exists() and ready.read_text(encoding="utf-8") == wanted:

@@ -23,9 +23,10 @@ and is given transformers' tokens as strings.
 CONTROL = """
 ## What the comparison can see
 
-The checkpoints are trained, so continuations mean something: the two likeliest tokens are never closer than "margin".
-And their rotary bases are not the default, so an engine that loses them is seen: "base lost" is how far the first logit
-after a prompt moves when the base becomes 10000.
+The checkpoints are trained, so continuations mean something: "margin" is the median distance of the two likeliest
+tokens. Where it is below twice the tolerance, and only there, a continuation may take the other one. Their rotary bases
+are no defaults, so an engine that loses them is seen: "base lost" is how far a logit after a prompt moves when the base
+becomes 10000.
 """
 
 READ = """

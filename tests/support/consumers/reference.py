@@ -5,8 +5,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from consumers.answering import Answer
-from consumers.compare import largest_difference, smallest_margin
+from consumers.compare import largest_difference, margins
 
 PROMPTS = [
     "def read_lines(path, encoding=None):\n"
@@ -38,7 +40,7 @@ class Reference:
     """One for each prompt."""
 
     margin: float
-    """The smallest distance of the two likeliest tokens: far above any tolerance, or a continuation proves nothing."""
+    """The median distance of the two likeliest tokens: far above any tolerance, or a continuation proves nothing."""
 
     rotary_base: float
     """The checkpoint's."""
@@ -55,13 +57,11 @@ def refer(checkpoint: Path, work: Path) -> Reference:
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     spoilt = without_base(checkpoint, config, work / "spoilt")
     wrong = list(ask(spoilt, work, PROMPTS, STEPS))
-    first_step = [Answer(tokens=[], continuation=[], scores=answer.scores[:1]) for answer in [*answers, *wrong]]
-    pairs = zip(first_step[: len(answers)], first_step[len(answers) :], strict=True)  # before the texts part
     return Reference(
         answers=answers,
-        margin=smallest_margin(answers),
+        margin=float(np.median([margins(answer) for answer in answers])),
         rotary_base=config["rope_parameters"]["rope_theta"],
-        lost_base=max(largest_difference(*pair) for pair in pairs),
+        lost_base=max(largest_difference(*pair, steps=1) for pair in zip(answers, wrong, strict=True)),
     )
 
 

@@ -28,6 +28,11 @@ def ask(checkpoint: Path, work: Path, prompts: list[str], steps: int) -> Iterato
     """As `convert_hf_to_gguf.py CHECKPOINT --outfile FILE --outtype f32` and `llama-server -m FILE` do."""
     file = work / "model.gguf"
     convert(checkpoint, file)
+    return served(file, prompts, steps)
+
+
+def served(file: Path, prompts: list[str], steps: int) -> Iterator[Answer]:
+    """The answers of a server that has the file."""
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(file)
     parameters.n_ctx, parameters.n_parallel, parameters.warmup = 512, 1, False
