@@ -1,6 +1,7 @@
 """Teacher forcing: the negative log-likelihood of a target's tokens, each given the source and what precedes it."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,11 +16,14 @@ IGNORED = -100
 """The label of padding, as transformers' classes know it."""
 
 
+Sources = Callable[[Sequence[np.ndarray]], "dict[str, torch.Tensor]"]
+
+
 class Pair(NamedTuple):
     """A source, and where its target stands among the tokens of all targets."""
 
     source: np.ndarray
-    """int64 [tokens]"""
+    """int64 [tokens]; of sound int16 [samples]"""
 
     start: int
     end: int
@@ -37,6 +41,7 @@ def target_nlls(
     batches: Sequence[Sequence[Pair]],
     *,
     progress: Callable[[int], None] = lambda _: None,
+    sources: "Sources | None" = None,
 ) -> np.ndarray:
     """The negative log-likelihood of the tokens of the batches' targets, in nats; 0 for the others.
 
@@ -45,13 +50,16 @@ def target_nlls(
         targets: [tokens] int64, all targets one after another.
         batches: pairs; each batch is one forward pass.
         progress: called with the number of pairs done by each pass.
+        sources: what the model is called with for the sources of a batch; None: they are tokens.
 
     Returns:
         [tokens] float64.
     """
     nlls = np.zeros(len(targets), dtype=np.float64)
     for batch in batches:
-        nlls[np.concatenate([np.arange(pair.start, pair.end) for pair in batch])] = _score(model, targets, batch)
+        nlls[np.concatenate([np.arange(pair.start, pair.end) for pair in batch])] = _score(
+            model, targets, batch, sources or partial(tokens, model)
+        )
         progress(len(batch))
     return nlls
 
@@ -79,20 +87,26 @@ def decoder_inputs(model: Any, labels: "torch.Tensor") -> "torch.Tensor":
     return shifted.masked_fill(shifted == IGNORED, config.pad_token_id)
 
 
-def _score(model: "PreTrainedModel", targets: np.ndarray, batch: Sequence[Pair]) -> np.ndarray:
+def tokens(model: "PreTrainedModel", sources: Sequence[np.ndarray]) -> "dict[str, torch.Tensor]":
+    """What a model is called with for sources that are tokens."""
+    import torch
+
+    ids = padded(sources, model.config.pad_token_id or 0)
+    mask = np.arange(ids.shape[1]) < np.array([[len(source)] for source in sources])
+    given = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
+    return {name: torch.from_numpy(rows).to(model.device) for name, rows in given.items()}
+
+
+def _score(model: "PreTrainedModel", targets: np.ndarray, batch: Sequence[Pair], sources: Sources) -> np.ndarray:
     """The NLLs of the batch's targets, one after another."""
     import torch
 
-    pad = model.config.pad_token_id or 0
-    sources = padded([pair.source for pair in batch], pad)
-    mask = np.arange(sources.shape[1]) < np.array([[len(pair.source)] for pair in batch])
     rows = padded([targets[pair.start : pair.end] for pair in batch], IGNORED)
     labels = torch.from_numpy(rows).to(model.device)
     where = (labels != IGNORED).nonzero().T  # [2, scored], row by row
     with torch.inference_mode():
         logits = model(
-            input_ids=torch.from_numpy(sources).to(model.device),
-            attention_mask=torch.from_numpy(mask.astype(np.int64)).to(model.device),
+            **sources([pair.source for pair in batch]),
             decoder_input_ids=decoder_inputs(model, labels),
             use_cache=False,
         ).logits

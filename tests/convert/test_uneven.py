@@ -31,12 +31,17 @@ DECI = {
 
 def uneven(randomised, counts: list[int], heads: int = 8, dtype: torch.dtype = torch.float64, **extra: Any) -> Any:
     """A Llama whose layers have so many KV heads, everything random."""
-    sizes = {"vocab_size": 320, "hidden_size": 48, "intermediate_size": 32, "max_position_embeddings": 128}
-    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
+    sizes: dict[str, Any] = {
+        "vocab_size": 320,
+        "hidden_size": 48,
+        "intermediate_size": 32,
+        "max_position_embeddings": 128,
+    }
+    rope: dict[str, Any] = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
     config = LlamaConfig(
         **sizes | rope | extra, num_hidden_layers=len(counts), num_attention_heads=heads, head_dim=8, eos_token_id=0
     )
-    model = LlamaForCausalLM(config)
+    model: Any = LlamaForCausalLM(config)
     for index, (layer, count) in enumerate(zip(model.model.layers, counts, strict=True)):
         own = copy.deepcopy(config)
         own.num_key_value_heads = count
@@ -117,7 +122,9 @@ def test_each_head_counts_by_the_queries_that_read_it(randomised, tmp_path, stat
     convert(path, tmp_path / "out", ConvertOptions(groups=4))
     name = "model.layers.0.self_attn.v_proj.weight"
     old = model.state_dict()[name].split(8)
-    expected = [sum(old[query // 2] for query in range(3 * group, 3 * group + 3)) / 3 for group in range(4)]
+    expected = [
+        torch.stack([old[query // 2] for query in range(3 * group, 3 * group + 3)]).mean(0) for group in range(4)
+    ]
     torch.testing.assert_close(state_of(tmp_path / "out")[name], torch.cat(expected), rtol=0, atol=1e-15)
     name = "model.layers.1.self_attn.v_proj.weight"
     assert torch.equal(state_of(tmp_path / "out")[name], model.state_dict()[name])
