@@ -39,7 +39,7 @@ class Residual:
             return hidden_of(functional_call(self._layer.module, tensors, (hidden,), arguments))
 
     def _reduced_precision(self) -> torch.autocast:
-        """Products in bfloat16 where the device is fast at it or weights are no wider; sums stay as wide as they are."""
+        """Products in bfloat16 where the device is fast at it or weights are no wider; sums stay as they are."""
         fast = self.device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
         narrow = any(parameter.dtype != torch.float32 for parameter in self._layer.module.parameters())
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=fast or narrow)
