@@ -121,7 +121,7 @@ class Family:
     default_head_dim: int | None = None
     """head dim when the configuration has no `head_dim` (None: hidden_size / num_attention_heads)"""
     hears: bool = False
-    """whether its encoder is given sound, of which the commands after the conversion know nothing"""
+    """whether its encoder is given sound"""
     named_heads: str | None = None
     """key of generation_config.json that lists query heads of cross-attention, each as [layer, head]"""
     reads_head_dim: bool = True

@@ -30,13 +30,14 @@ def show_plan(plan: Plan, console: Console) -> None:
 
 def show_result(plan: Plan, output: Path, seconds: float, console: Console) -> None:
     """What was made, what it saves, and what to do next."""
+    data = "SPEECH" if plan.family.hears else "TEXT"
     compared = f"{plan.checkpoint} {output}" if plan.original_runs else str(output)
     if all(layer.kv_heads_after % layer.kv_heads_before == 0 for layer in plan.layers):
         console.print(
             f"Wrote {output} in {seconds:.1f} s: {plan.options.groups} KV heads, none of them merged. To compare:",
             soft_wrap=True,
         )
-        console.print(f"  gqa-eval {compared} --data TEXT", soft_wrap=True, highlight=False)
+        console.print(f"  gqa-eval {compared} --data {data}", soft_wrap=True, highlight=False)
         return
     heads = span([place.kv_heads for place in plan.places])
     console.print(
@@ -44,16 +45,13 @@ def show_result(plan: Plan, output: Path, seconds: float, console: Console) -> N
         f"KV cache {_cache(plan.layers)}.",
         soft_wrap=True,
     )
-    if plan.family.hears:
-        console.print("A conversion loses quality until it is trained on speech, by a program of your own.")
-        return
     if plan.options.fit:
         console.print(_what_the_fit_did(output), soft_wrap=True)
         console.print("What is left can be uptrained away. Next:", soft_wrap=True)
     else:
         console.print("A conversion loses quality until it is uptrained. Next:", soft_wrap=True)
-    console.print(f"  gqa-eval {compared} --data TEXT", soft_wrap=True, highlight=False)
-    console.print(f"  gqa-uptrain {output} --data TEXT --max-tokens N", soft_wrap=True, highlight=False)
+    console.print(f"  gqa-eval {compared} --data {data}", soft_wrap=True, highlight=False)
+    console.print(f"  gqa-uptrain {output} --data {data} --max-tokens N", soft_wrap=True, highlight=False)
 
 
 def _what_the_fit_did(output: Path) -> str:

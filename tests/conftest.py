@@ -169,8 +169,8 @@ def make_whisper(
         hearing = {"num_mel_bins": BINS, "max_source_positions": 50, "max_target_positions": 64, "dropout": 0.0}
         sizes = {key: value for key, value in BART_SIZES.items() if "layers" in key or "heads" in key or "dim" in key}
         torch.manual_seed(seed)
-        settings = WhisperConfig(vocab_size=330, d_model=32, **ids | hearing | sizes | config)
-        model = WhisperForConditionalGeneration(settings)
+        settings: dict[str, Any] = {"vocab_size": 330, "d_model": 32, **ids, **hearing, **sizes, **config}
+        model = WhisperForConditionalGeneration(WhisperConfig(**settings))
         for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
             torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.25)
         model.save_pretrained(path)

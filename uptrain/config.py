@@ -21,7 +21,8 @@ class UptrainConfig:
     data: str
     """Training text: a text, jsonl or parquet file, or a datasets name. An encoder-decoder trains on pairs where the
     data has them (source_column, target_column), and otherwise, if it has T5's sentinels, on span corruption of the
-    text: 15% of the tokens, in spans of 3 on average."""
+    text: 15% of the tokens, in spans of 3 on average. Whisper trains on recordings (source_column, or audio) and their
+    transcripts (target_column, or text_column)."""
 
     output: Path | None = None
     """Directory of the finished checkpoint [default: beside the input, CHECKPOINT-uptrained]."""

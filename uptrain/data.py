@@ -13,15 +13,18 @@ import numpy as np
 
 from gqa.convert.data import has_columns
 from gqa.convert.errors import UserError
-from gqa.convert.pretrained import load_tokenizer
+from gqa.convert.pretrained import hears, load_tokenizer
+from gqa.convert.sound import load_extractor
 from gqa.eval.pairs import closing
 from gqa.eval.spans import SpanCorruption, span_corruption
+from gqa.eval.speech import longest_transcript, prompt_of, speech_columns
 from gqa.uptrain.batches import Sampler, Samples, Tensors, read_windows
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.pairs import PairSampler, PairStore
 from gqa.uptrain.plan import Plan
 from gqa.uptrain.screen import Screen
 from gqa.uptrain.spans import SpanSampler, corrupted_windows
+from gqa.uptrain.speech import SpeechSampler, SpeechStore
 from gqa.uptrain.tokens import Text, TokenStore, default_cache, open_stores
 from gqa.uptrain.validate import Validation
 
@@ -45,7 +48,7 @@ class Data:
     """How much there is of it, in words."""
 
     objective: str
-    """next tokens, span corruption or pairs."""
+    """next tokens, span corruption, pairs or transcripts."""
 
     stores: tuple[TokenStore, ...]
     """All that are read."""
@@ -77,6 +80,8 @@ class Opener:
         config = self.config
         if not model.is_encoder_decoder:
             return self._documents()
+        if hears(model):
+            return self._speech(model)
         columns = {config.source_column, config.target_column}
         if has_columns(config.data, columns, subset=config.subset, split=config.split):
             return self._pairs(model.pad_token_id or 0)
@@ -144,6 +149,49 @@ class Opener:
             stores=tuple(side for pairs in read for side in (pairs.sources, pairs.targets) if len(side)),
             keys={"data": train.sources.key, "validation data": judged.sources.key if judged else None},
         )
+
+    def _speech(self, model: "PreTrainedConfig") -> Data:
+        config = self.config
+        if config.sequence_length is not None:
+            raise UserError(
+                "sequence_length is for text; recordings are cut where the model hears no more: leave it out"
+            )
+        source, target = speech_columns(config)
+        text = Text(*self._where(source), self.checkpoint, self._share(), "sounds", target)
+        train, held_out = self._heard(text, model)
+        if config.validation_data and self._validates():
+            given = replace(text, data=config.validation_data, subset=None, split=config.validation_split)
+            held_out, _ = self._heard(replace(given, held_out_share=0.0), model)
+        if not len(train):
+            raise UserError(f"{config.data} holds no recording to train on; give more, or hold out less")
+        judged = held_out if self._validates() else None
+        sampler = SpeechSampler(train, self.plan.batch_size, config.seed)
+        sounds, transcripts = train.cut
+        cut = f", {sounds:,} of them and {transcripts:,} transcripts cut" if sounds or transcripts else ""
+        hours = train.lengths[:, 0].sum() / train.positions_per_second / 3600
+        return Data(
+            samples=sampler,
+            validation=self._judge(judged) if judged else None,
+            tokens_per_sequence=sampler.tokens_per_sequence,
+            described=f"{len(train):,} recordings of {hours:,.3g} hours in all{cut}",
+            objective="transcripts",
+            stores=tuple(side.targets for side in (train, *([judged] if judged else [])) if len(side)),
+            keys={"data": train.sources.key, "validation data": judged.sources.key if judged else None},
+        )
+
+    def _heard(self, text: Text, model: "PreTrainedConfig") -> tuple[SpeechStore, SpeechStore]:
+        """Recordings to train on and those held out, with their transcripts."""
+        extractor, prompt = load_extractor(self.checkpoint), prompt_of(load_tokenizer(self.checkpoint), model)
+        longest = extractor.n_samples, min(self.plan.target_length, longest_transcript(model))
+        if longest[1] <= prompt.kept:
+            raise UserError(f"target_length {longest[1]} holds nothing but the {prompt.kept} tokens before transcripts")
+        sounds, transcripts = self._stores(text), self._stores(replace(text, kind="transcripts"))
+        pad, start = model.pad_token_id or 0, model.decoder_start_token_id
+        train, held_out = (
+            SpeechStore(*sides, longest, 0, pad, extractor, prompt, start)
+            for sides in zip(sounds, transcripts, strict=True)
+        )
+        return train, held_out
 
     def _sides(self, text: Text, tail: int, pad: int) -> tuple[PairStore, PairStore]:
         """Pairs to train on and pairs held out: the two sides of both."""

@@ -15,7 +15,7 @@ from gqa.uptrain.checkpoints import Checkpoints, complete_checkpoints, step_of
 from gqa.uptrain.config import UptrainConfig, as_json
 from gqa.uptrain.metrics import Metrics, read_metrics
 from gqa.uptrain.model import autocast_type, on_cpu
-from gqa.uptrain.objective import NextTokenLoss, TargetLoss
+from gqa.uptrain.objective import objective_of
 from gqa.uptrain.optimizer import build_optimizer
 from gqa.uptrain.prepare import Setup, prepare
 from gqa.uptrain.rundir import RunDir
@@ -73,7 +73,7 @@ def _assemble(setup: Setup, screen: Screen) -> tuple[Trainer, int]:
     is_pair = setup.model.config.is_encoder_decoder
     if setup.lesson is not None and setup.lesson.teacher is not None:
         place_teacher(setup.lesson.teacher.model, accelerator)
-    objective = (TargetLoss if is_pair else NextTokenLoss)(setup.model, autocast, setup.lesson)
+    objective = objective_of(setup.model)(setup.model, autocast, setup.lesson)
     if config.compile:
         for part in [objective] if setup.lesson is None else setup.lesson.trunks:
             part.compile(dynamic=None if is_pair else False)  # pairs are of many lengths; a decoder's windows of one

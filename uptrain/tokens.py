@@ -13,7 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
-from gqa.convert.data import local_path, read_documents, read_pairs
+from gqa.convert.data import local_path, read_documents, read_pairs, read_speech
 from gqa.convert.directory import atomic_directory
 from gqa.convert.errors import UserError
-from gqa.convert.pretrained import load_tokenizer
+from gqa.convert.pretrained import load_config, load_tokenizer
+from gqa.convert.sound import Sound, load_extractor
+from gqa.eval.speech import prompt_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,10 +70,11 @@ class TokenStore:
         return np.concatenate([offsets, wrapped])
 
 
-Kind = Literal["documents", "stream", "sources", "targets"]
+Kind = Literal["documents", "stream", "sources", "targets", "sounds", "transcripts"]
 """How documents are tokenised. documents: with the tokens that the tokenizer adds, and closed by the end-of-text token;
 stream: without either, so that one runs into the next (for span corruption); sources, targets: the two sides of pairs,
-each with the tokens that the tokenizer adds to it, and both with the same pairs in the same order."""
+each with the tokens that the tokenizer adds to it, and both with the same pairs in the same order; sounds, transcripts:
+the same of recordings, whose 16-bit samples stand where tokens would, and of what is said in them."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +102,17 @@ class Text:
         if self.kind in ("documents", "stream"):
             texts = read_documents(self.data, text_column=self.column, subset=self.subset, split=self.split)
             return (Document(text, text) for text in texts)
-        side = 0 if self.kind == "sources" else 1
-        pairs = read_pairs(
-            self.data,
-            source_column=self.column,
-            target_column=self.target_column,
-            subset=self.subset,
-            split=self.split,
-        )
-        return (Document(pair[side], "\0".join(pair)) for pair in pairs)
+        if self.kind in ("sources", "targets"):
+            side = 0 if self.kind == "sources" else 1
+            columns = {"source_column": self.column, "target_column": self.target_column}
+            pairs = read_pairs(self.data, **columns, subset=self.subset, split=self.split)
+            return (Document(pair[side], "\0".join(pair)) for pair in pairs)
+        return (Document(text, identity_of(sound, text), sound) for sound, text in self.recordings())
+
+    def recordings(self) -> Iterator[tuple[Sound, str]]:
+        """What is heard, with what is said."""
+        columns = {"source_column": self.column, "target_column": self.target_column}
+        return read_speech(self.data, **columns, subset=self.subset, split=self.split)
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,14 @@ class Document:
     text: str
     identity: str
     """What decides whether it is held out."""
+
+    sound: Sound | None = None
+    """The recording that it is the transcript of."""
+
+
+def identity_of(sound: Sound, text: str) -> str:
+    """A recording and its transcript, as a text."""
+    return f"{hashlib.blake2b(sound.data).hexdigest()}\0{text}"
 
 
 def open_stores(text: Text, cache: Path, progress: Callable[[int], None]) -> tuple[TokenStore, TokenStore]:
@@ -159,6 +172,11 @@ def _key(text: Text) -> str:
     else:
         for file in sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]:
             digest.update(file.suffix.encode() + _file_hash(file))  # the suffix says how a file is read
+    if text.kind in ("sounds", "transcripts"):
+        digest.update(load_extractor(text.checkpoint).to_json_string().encode())
+        if path is not None:  # the files that it names, wherever they are
+            for row in text.recordings():
+                digest.update(identity_of(*row).encode())
     for path in sorted(text.checkpoint.iterdir()):
         if "token" in path.name or path.name.startswith(("vocab", "merges", "spiece")) or path.suffix == ".spm":
             digest.update(path.name.encode() + _file_hash(path))
@@ -200,12 +218,12 @@ class _Writer:
     documents: int = 0
     largest_id: int = 0
 
-    def append(self, ids: list[int]) -> None:
+    def append(self, ids: Sequence[int] | np.ndarray) -> None:
         self.start_file.write(np.int64(self.tokens).tobytes())
         self.token_file.write(np.array(ids, self.dtype).tobytes())
         self.tokens += len(ids)
         self.documents += 1
-        self.largest_id = max(self.largest_id, *ids)
+        self.largest_id = max(self.largest_id, int(np.max(ids)))
 
     def facts(self) -> dict[str, int]:
         return {"tokens": self.tokens, "documents": self.documents, "largest_id": self.largest_id}
@@ -213,8 +231,7 @@ class _Writer:
 
 def _tokenise(text: Text, folder: Path, progress: Callable[[int], None]) -> None:
     """Write a store's files into `folder`."""
-    tokenizer = load_tokenizer(text.checkpoint)
-    dtype = "uint16" if max(tokenizer.get_vocab().values()) < 1 << 16 else "uint32"
+    dtype, encode = _encoder(text)
     with ExitStack() as files:
         train, held_out = (
             _Writer(
@@ -223,12 +240,26 @@ def _tokenise(text: Text, folder: Path, progress: Callable[[int], None]) -> None
             for name in ("train", "held_out")
         )
         for documents in _batched(text.documents(), _DOCUMENTS_AT_ONCE):
-            for document, ids in zip(documents, _encode(tokenizer, documents, text), strict=True):
-                if ids:
+            for document, ids in zip(documents, encode(documents), strict=True):
+                if len(ids):
                     (held_out if _is_held_out(document.identity, text.held_out_share) else train).append(ids)
-            progress(train.tokens + held_out.tokens)
+            if text.kind != "sounds":
+                progress(train.tokens + held_out.tokens)
     described = {"dtype": dtype, "train": train.facts(), "held_out": held_out.facts()}
     (folder / "store.json").write_text(json.dumps(described, indent=2) + "\n")
+
+
+def _encoder(text: Text) -> tuple[str, Callable[[list[Document]], Iterable[Sequence[int] | np.ndarray]]]:
+    """The type of a store's numbers, and what makes them of documents."""
+    if text.kind == "sounds":
+        rate = load_extractor(text.checkpoint).sampling_rate
+        return "int16", lambda documents: (one.sound.samples(rate) for one in documents if one.sound is not None)
+    tokenizer = load_tokenizer(text.checkpoint)
+    dtype = "uint16" if max(tokenizer.get_vocab().values()) < 1 << 16 else "uint32"
+    if text.kind != "transcripts":
+        return dtype, lambda documents: _encode(tokenizer, documents, text)
+    dropped = prompt_of(tokenizer, load_config(text.checkpoint, encoder_decoder=True)).dropped
+    return dtype, lambda documents: [ids[dropped:] for ids in _encode(tokenizer, documents, text)]
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", documents: list[Document], text: Text) -> list[list[int]]:

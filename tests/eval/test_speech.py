@@ -40,7 +40,8 @@ def run(checkpoints: list[Path], data: Path, **options: Any) -> Any:
 def own_nll(checkpoint: Path, waves: list[np.ndarray], texts: list[str], longest: int = 64) -> tuple[float, int]:
     """The sum of what transformers' own class makes of every transcript by itself, and how many tokens that is."""
     model: Any = WhisperForConditionalGeneration.from_pretrained(checkpoint).eval()
-    tokenizer, extractor = (kind.from_pretrained(checkpoint) for kind in (WhisperTokenizer, WhisperFeatureExtractor))
+    tokenizer = WhisperTokenizer.from_pretrained(checkpoint)
+    extractor = WhisperFeatureExtractor.from_pretrained(checkpoint)
     total, count = 0.0, 0
     for wave, text in zip(waves, texts, strict=True):
         ids = torch.tensor(tokenizer(text)["input_ids"])[None, : longest + 1]

@@ -56,7 +56,7 @@ def test_code_of_our_own_is_published_with_the_weights(
     record = read_stages(tmp_path / "own")[-1]["files"][file]
     assert record["sha256"] == hashlib.sha256(there[file]).hexdigest()
     card = ModelCard(there["README.md"].decode())
-    assert "custom_code" in (card.data.tags or [])
+    assert "custom_code" in (card.data.get("tags") or [])
     assert f'{auto.__name__}.from_pretrained("me/own", dtype="auto", trust_remote_code=True)' in card.text
     assert f"`{file}`, beside the weights, does, and `trust_remote_code=True`" in card.text
     assert "`gqa.convert.modeling.register()` does without" in card.text
