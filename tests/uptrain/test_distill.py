@@ -29,7 +29,8 @@ from gqa.uptrain.lesson import Lesson
 from gqa.uptrain.objective import NextTokenLoss, TargetLoss
 from gqa.uptrain.schedule import learning_rate
 from gqa.uptrain.teacher import keeps_apart
-from gqa.uptrain.tokens import Text, open_stores
+from gqa.uptrain.tokenise import Text
+from gqa.uptrain.tokens import open_stores
 from tests.uptrain.test_resume import KILL
 from tests.uptrain.test_train import documents_of
 
