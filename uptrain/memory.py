@@ -26,6 +26,7 @@ from gqa.uptrain.chunks import CHUNK_ELEMENTS
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.model import autocast_type, device_of_run, teacher_type
 from gqa.uptrain.plan import Plan
+from gqa.uptrain.trained import trained_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -61,9 +62,7 @@ def in_units(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
-def estimate_memory(
-    config: UptrainConfig, plan: Plan, checkpoint: Path, teacher: Path | None, trained: float = 1.0
-) -> MemoryEstimate:
+def estimate_memory(config: UptrainConfig, plan: Plan, checkpoint: Path, teacher: Path | None) -> MemoryEstimate:
     """What a process of the run will hold at most.
 
     Args:
@@ -71,8 +70,8 @@ def estimate_memory(
         plan: its numbers.
         checkpoint: what is trained.
         teacher: whom it learns from, if that is loaded.
-        trained: share of the weights that is trained.
     """
+    trained = trained_share(checkpoint, config)
     device = device_of_run()
     autocast = autocast_type(config.precision, device)
     size = autocast.itemsize if autocast else _FLOAT

@@ -77,7 +77,8 @@ def test_json_is_all_there_is_on_stdout(flags: list[str], tmp_path: Path):
     assert (said["steps"], said["tokens"]) == (6, 768)
     assert [line["step"] for line in said["validation"]] == [0, 3, 6]
     lines = result.stderr.splitlines()
-    assert lines[0].startswith("Training ")
+    assert lines[0].startswith("Estimated: ")
+    assert lines[1].startswith("Training ")
     assert "step 6/6  validation loss" in result.stderr
     assert lines[-1] == f"The trained checkpoint is in {tmp_path / 'out'}"
 
