@@ -86,7 +86,7 @@ def test_shares_add_up_and_none_is_nothing(weights: tuple[float, ...], shares: l
 def other(tmp_path: Path) -> Path:
     """Text of one letter that the other data have not."""
     path = tmp_path / "other.jsonl"
-    path.write_text("".join(json.dumps({"text": "z" * 50}) + "\n" for _ in range(40)))
+    path.write_text("".join(json.dumps({"text": "z" * (20 + number)}) + "\n" for number in range(40)))
     return path
 
 
