@@ -4,6 +4,7 @@
 are what such files hold as a rule, so nothing is lost by them, and a corpus takes half the room.
 """
 
+import hashlib
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -48,6 +49,11 @@ class Sound:
             raise UserError(f"{self.where}: there is no sound file {self.content}{meant}") from None
         except OSError as error:
             raise UserError(f"{self.where}: {self.content} can't be read: {error.strerror or error}") from error
+
+    @property
+    def digest(self) -> str:
+        """A hash of the file."""
+        return hashlib.blake2b(self.data).hexdigest()
 
     def samples(self, rate: int) -> np.ndarray:
         """The recording at `rate` samples a second, channels mixed into one. int16 [samples].

@@ -90,7 +90,7 @@ def speech_material(
     check_options(options, checkpoint)
     check_libraries()
     extractor, prompt = load_extractor(checkpoint), prompt_of(tokenizer, config)
-    source, target = speech_columns(options)
+    source, target = speech_columns(options, options.data)
     rows = read_speech(
         options.data, source_column=source, target_column=target, subset=options.subset, split=options.split
     )
@@ -143,14 +143,15 @@ def _sample(transcripts: Sequence[_Transcript], prompt: int) -> Sample:
     return Sample(scored=scored, cluster=number[scored], unit="pair", num_bytes=int(num_bytes.sum()))
 
 
-def speech_columns(options: Any) -> tuple[str, str]:
+def speech_columns(options: Any, data: str) -> tuple[str, str]:
     """The columns of recordings and transcripts: those asked for, and otherwise `audio` and the text's.
 
     Args:
         options: of an evaluation or a training.
+        data: what it reads.
     """
     asked = options.source_column, options.target_column
-    if asked != _USUAL or has_columns(options.data, set(asked), subset=options.subset, split=options.split):
+    if asked != _USUAL or has_columns(data, set(asked), subset=options.subset, split=options.split):
         return asked
     return _SOUND, options.text_column
 

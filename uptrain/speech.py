@@ -54,9 +54,12 @@ class SpeechStore(PairStore):
         return np.stack([-(-sides[:, 0] // (_FRAMES * self.extractor.hop_length)), sides[:, 1]], axis=1)
 
     @property
-    def positions_per_second(self) -> float:
-        """Of the encoder."""
-        return self.extractor.sampling_rate / (_FRAMES * self.extractor.hop_length)
+    def described(self) -> str:
+        """How much there is, in words."""
+        sounds, transcripts = self.cut
+        cut = f", {sounds:,} of them and {transcripts:,} transcripts cut" if sounds or transcripts else ""
+        seconds = self.lengths[:, 0].sum() * _FRAMES * self.extractor.hop_length / self.extractor.sampling_rate
+        return f"{len(self):,} recordings of {seconds / 3600:,.3g} hours in all{cut}"
 
     @property
     def num_labels(self) -> np.ndarray:
