@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from gqa.convert.errors import UserError
+from gqa.eval.cache import cache_argument
 from gqa.eval.halves import Halves
 from gqa.eval.teacher import IGNORED, padded
 from gqa.eval.text import TokenText
@@ -27,56 +28,12 @@ Say = Callable[[str, int, int], None]
 
 PAIRS = 8
 SAMPLES = 64
-_WORDS = [
-    "apple",
-    "river",
-    "stone",
-    "cloud",
-    "tiger",
-    "piano",
-    "lemon",
-    "castle",
-    "garden",
-    "mirror",
-    "winter",
-    "bridge",
-    "rocket",
-    "candle",
-    "forest",
-    "silver",
-    "dragon",
-    "pepper",
-    "window",
-    "island",
-    "button",
-    "carpet",
-    "falcon",
-    "hammer",
-    "jacket",
-    "kitten",
-    "ladder",
-    "magnet",
-    "needle",
-    "orange",
-    "pencil",
-    "rabbit",
-    "saddle",
-    "temple",
-    "violin",
-    "walnut",
-    "yellow",
-    "zebra",
-    "anchor",
-    "basket",
-    "copper",
-    "desert",
-    "engine",
-    "flower",
-    "guitar",
-    "harbor",
-    "jungle",
-    "kettle",
-]
+_WORDS = """
+    apple river stone cloud tiger piano lemon castle garden mirror winter bridge rocket candle forest
+    silver dragon pepper window island button carpet falcon hammer jacket kitten ladder magnet needle
+    orange pencil rabbit saddle temple violin walnut yellow zebra anchor basket copper desert engine
+    flower guitar harbor jungle kettle
+""".split()  # noqa: SIM905 - a line for each word says no more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,15 +128,16 @@ def _likelihoods(halves: Halves, sample: _Sample) -> np.ndarray:
     from transformers import DynamicCache
 
     cache, device = DynamicCache(config=halves.model.config), halves.model.device
+    cached: dict[str, Any] = {cache_argument(halves.model): cache, "use_cache": True}
     rows = torch.from_numpy(padded([np.array(value) for value in sample.values], IGNORED)).to(device)
     with torch.inference_mode():
         prompt = torch.tensor([sample.prompt], device=device)
-        hidden = halves.hidden(input_ids=prompt, past_key_values=cache, use_cache=True)[:, -1:]
+        hidden = halves.hidden(input_ids=prompt, **cached)[:, -1:]
         hidden = hidden.expand(len(rows), -1, -1)  # [values, 1, hidden_size]
         if rows.shape[1] > 1:
             cache.batch_repeat_interleave(len(rows))
             seen = rows[:, :-1].clamp(min=0)
-            hidden = torch.cat([hidden, halves.hidden(input_ids=seen, past_key_values=cache, use_cache=True)], dim=1)
+            hidden = torch.cat([hidden, halves.hidden(input_ids=seen, **cached)], dim=1)
         logits = halves.logits(hidden.flatten(0, 1)).float().log_softmax(-1).unflatten(0, rows.shape)
         given = logits.gather(2, rows.clamp(min=0)[..., None]).squeeze(2)  # [values, tokens]
         return given.masked_fill(rows == IGNORED, 0.0).sum(1).double().cpu().numpy()

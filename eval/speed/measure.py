@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gqa.convert.errors import UserError
+from gqa.eval.cache import cache_argument
 from gqa.eval.model import set_attention
 from gqa.eval.speed.clock import Timing, timed
 from gqa.eval.speed.largest import largest_batch, try_largest
@@ -131,7 +132,7 @@ def _cell(
 
 def time_prefill(model: "PreTrainedModel", batch: int, context: int, options: SpeedOptions) -> Timing:
     """Seconds of the pass over `context` tokens of `batch` sequences into an empty cache."""
-    ids, arguments = _ids(model, batch, context), last_logits_only(model)
+    ids, arguments, cached = _ids(model, batch, context), last_logits_only(model), cache_argument(model)
     caches: list[StaticCache] = []
 
     def empty() -> None:
@@ -139,7 +140,7 @@ def time_prefill(model: "PreTrainedModel", batch: int, context: int, options: Sp
 
     def run() -> None:
         with torch.inference_mode():
-            model(input_ids=ids, past_key_values=caches[0], use_cache=True, **arguments)
+            model(input_ids=ids, **{cached: caches[0]}, use_cache=True, **arguments)
 
     return timed(run, model.device, repeats=options.repeats, before=empty)
 
@@ -149,14 +150,15 @@ def time_decoding(
 ) -> tuple[Timing, int]:
     """Seconds of one decoding step behind `context` tokens, and the bytes of the cache."""
     cache, token = static_cache(model, context + options.steps), _ids(model, batch, 1)
+    cached = {cache_argument(model): cache, "use_cache": True}
     step: Any = torch.compile(model, fullgraph=False, mode="reduce-overhead") if compiled else model
     with torch.inference_mode():
-        model(input_ids=token, past_key_values=cache, use_cache=True)  # it allocates
+        model(input_ids=token, **cached)  # it allocates
 
     def run() -> None:
         with torch.inference_mode():
             for _ in range(options.steps):
-                step(input_ids=token, past_key_values=cache, use_cache=True)
+                step(input_ids=token, **cached)
 
     def fill() -> None:
         with torch.inference_mode():
@@ -169,10 +171,10 @@ def time_decoding(
 def one_pass(model: "PreTrainedModel", batch: int, context: int) -> None:
     """Prefill and a step of decoding, for whoever wants to know whether they fit."""
     with torch.inference_mode():
-        cache = static_cache(model, context + 1)
+        cached = {cache_argument(model): static_cache(model, context + 1), "use_cache": True}
         ids, arguments = _ids(model, batch, context), last_logits_only(model)
-        model(input_ids=ids, past_key_values=cache, use_cache=True, **arguments)
-        model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
+        model(input_ids=ids, **cached, **arguments)
+        model(input_ids=ids[:, :1], **cached)
 
 
 def static_cache(model: "PreTrainedModel", length: int) -> "StaticCache":

@@ -22,6 +22,7 @@ def speed_words(measured: Sequence[tuple[str, Speed]]) -> list[str]:
     if busy:
         times = sorted(cell.decode.median / cell.roofline for cell in busy)
         number = sum(len(speed.cells) for _, speed in measured)
+        number = sum(len(speed.cells) for _, speed in measured)
         sentences.append(
             f"{len(busy)} of {number} decoding times are {_range(times[0], times[-1])} times the roofline: Python, "
             "launching kernels or arithmetic takes that long, not memory, and a smaller cache shows little there. "
