@@ -63,9 +63,9 @@ def cache_size(model: "PreTrainedModel", config: "PreTrainedConfig", context: in
     For an encoder-decoder: for a target and a source of `context` tokens each.
     """
     own = decoder_config(config)
-    formula, heads = formula_cache_bytes(own, context, model.dtype.itemsize), num_kv_heads(own)
+    formula, heads = formulacache_bytes(own, context, model.dtype.itemsize), num_kv_heads(own)
     if not config.is_encoder_decoder:
-        measured = measured_cache_bytes(model, context)
+        measured = measuredcache_bytes(model, context)
         return CacheSize(context=context, formula_bytes=formula, measured_bytes=measured, num_kv_heads=heads)
     sizes = [
         CacheSize(context=context, formula_bytes=formula, measured_bytes=measured, num_kv_heads=heads)
@@ -83,7 +83,7 @@ def decoder_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
     return own
 
 
-def formula_cache_bytes(config: "PreTrainedConfig", context: int, itemsize: int) -> int | None:
+def formulacache_bytes(config: "PreTrainedConfig", context: int, itemsize: int) -> int | None:
     """2 (keys, values) x layers x KV heads x head_dim x bytes, times the tokens that each layer keeps."""
     kept = [_kept_tokens(config, kind, context) for kind in _layer_kinds(config)]
     if any(tokens is None for tokens in kept):
@@ -97,14 +97,14 @@ def cache_argument(model: "PreTrainedModel") -> str:
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
-def measured_cache_bytes(model: "PreTrainedModel", context: int) -> int:
+def measuredcache_bytes(model: "PreTrainedModel", context: int) -> int:
     """Run `context` tokens through the model and read the bytes of keys and values out of the cache it returns."""
     import torch
 
     ids = torch.arange(context, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
     with torch.inference_mode():
         cache = model(input_ids=ids, use_cache=True).past_key_values
-    return _cache_bytes(cache)
+    return cache_bytes(cache)
 
 
 def measured_pair_bytes(model: "PreTrainedModel", context: int) -> tuple[int, int]:
@@ -114,7 +114,7 @@ def measured_pair_bytes(model: "PreTrainedModel", context: int) -> tuple[int, in
     ids = torch.arange(context, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
     with torch.inference_mode():
         cache = model(input_ids=ids, decoder_input_ids=ids, use_cache=True).past_key_values
-    return _cache_bytes(cache.self_attention_cache), _cache_bytes(cache.cross_attention_cache)
+    return cache_bytes(cache.self_attention_cache), cache_bytes(cache.cross_attention_cache)
 
 
 def num_kv_heads(config: "PreTrainedConfig") -> int:
@@ -150,7 +150,8 @@ def _kept_tokens(config: "PreTrainedConfig", kind: str, context: int) -> int | N
     return None
 
 
-def _cache_bytes(cache: Any) -> int:
+def cache_bytes(cache: Any) -> int:
+    """Bytes of the keys and values in a cache."""
     return sum(_bytes(getattr(layer, name, None)) for layer in cache.layers for name in ("keys", "values"))
 
 

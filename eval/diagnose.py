@@ -158,16 +158,17 @@ def _watched(modules: list[nn.Module], kept: Recorded, inputs_of: Recorded | Non
 @contextmanager
 def _weights_shown(model: "PreTrainedModel") -> Iterator[None]:
     """Let attentions give their weights, where their class can."""
-    before = model.config._attn_implementation
-    backends = {module: module.backend for module in attentions(model) if hasattr(module, "backend")}
+    before = model.config._attn_implementation or "sdpa"
+    own: list[Any] = [module for module in attentions(model) if hasattr(module, "backend")]
+    backends = [module.backend for module in own]
     try:
         model.set_attn_implementation("eager")
-        for module in backends:
+        for module in own:
             module.backend = "eager"
         yield
     finally:
         model.set_attn_implementation(before)
-        for module, backend in backends.items():
+        for module, backend in zip(own, backends, strict=True):
             module.backend = backend
 
 

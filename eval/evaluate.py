@@ -1,6 +1,7 @@
 """The story of an evaluation: check everything, then load, score and weigh one checkpoint after another, and report."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from gqa.convert.data import local_path
@@ -43,10 +44,9 @@ def evaluate(
     progress("reading the data", 0, 0)
     subjects = prepare(named, options)
     processes.check_same(subjects[0].material.sha256, f"data as {options.data}")
-    measure = Measuring(
-        options=options, processes=processes, beside=Beside(subject=subjects[0]), others=subjects[1:], progress=progress
-    )
-    results = [measure(subject) for subject in subjects]
+    with closing(Beside(subject=subjects[0])) as beside:
+        measure = Measuring(options=options, processes=processes, beside=beside, others=subjects[1:], progress=progress)
+        results = [measure(subject) for subject in subjects]
     report = build_report(subjects, results, options, processes)
     if output is not None and processes.is_first:
         write_report(report, output, overwrite=overwrite)

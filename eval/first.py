@@ -45,6 +45,10 @@ class FirstModel:
         """Let go of all of the model but its head."""
         self._halves.drop_trunk()
 
+    def close(self) -> None:
+        """Give the file back."""
+        self._file.close()
+
     def rewind(self) -> None:
         """Begin again with the first batch."""
         self._file.seek(0)

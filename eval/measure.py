@@ -47,6 +47,11 @@ class Beside:
     hidden: FirstModel | None = None
     attentions: Recorded | None = None
 
+    def close(self) -> None:
+        """Give back what it takes on disk."""
+        if self.hidden is not None:
+            self.hidden.close()
+
     def comparable(self, subject: Subject) -> bool:
         """Whether distributions over tokens mean the same: one tokenizer, one size of the vocabulary."""
         same = subject.material is self.subject.material

@@ -15,7 +15,7 @@ from torch.nn.functional import kl_div
 
 from gqa.eval.first import FirstModel
 from gqa.eval.halves import Halves
-from gqa.eval.material import Material
+from gqa.eval.material import Material, Predicted
 
 _CHUNK_ELEMENTS = {"cpu": 1 << 21, "other": 1 << 25}  # logits at a time: what caches hold, or what kernels need
 _FEWEST_TOKENS = 128  # of a chunk: with fewer, reading the head's weights would take longer than the products
@@ -67,25 +67,26 @@ def score(
             if keep is not None:
                 keep.add(found.hidden)
             theirs = None if first is None else first.next().to(found.hidden.device)
-            scores = _in_chunks(halves, found.hidden, found.targets, first, theirs)
+            scores = in_chunks(halves, found, first, theirs)
             for array, values in zip((nlls, kl, same_top), scores, strict=False):
                 array[found.places] = values.cpu().double().numpy()
             progress(len(batch))
     return Scores(nlls=nlls) if first is None else Scores(nlls=nlls, kl=kl, same_top=same_top)
 
 
-def _in_chunks(
-    halves: Halves, hidden: Tensor, targets: Tensor, first: FirstModel | None, theirs: Tensor | None
+def in_chunks(
+    halves: Halves, found: Predicted, first: FirstModel | None = None, theirs: Tensor | None = None
 ) -> list[Tensor]:
-    """NLLs [scored] and, where there is a first model, KL and agreement [scored]."""
+    """NLLs [scored] and, where there is a first model and what it has made of the same, KL and agreement [scored]."""
+    hidden, targets = found.hidden, found.targets
     size = chunk_size(halves.vocabulary, hidden.device)
     parts = []
     for start in range(0, len(targets), size):
         chunk = slice(start, start + size)
-        log_q = _log_softmax(halves.logits(hidden[chunk]))
+        log_q = log_softmax(halves.logits(hidden[chunk]))
         scores = [-log_q.gather(1, targets[chunk, None]).squeeze(1)]
         if first is not None and theirs is not None:
-            scores += _apart(_log_softmax(first.logits(theirs[chunk])), log_q)
+            scores += _apart(log_softmax(first.logits(theirs[chunk])), log_q)
         parts.append(scores)
     return [torch.cat(column) for column in zip(*parts, strict=True)]
 
@@ -102,6 +103,6 @@ def _apart(log_p: Tensor, log_q: Tensor) -> Iterable[Tensor]:
     return kl, (log_p.argmax(dim=-1) == log_q.argmax(dim=-1)).double()
 
 
-def _log_softmax(logits: Tensor) -> Tensor:
+def log_softmax(logits: Tensor) -> Tensor:
     """In fp32 at least. [tokens, vocabulary]."""
     return logits.log_softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))

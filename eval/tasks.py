@@ -50,11 +50,12 @@ def run_tasks(
     from lm_eval.models.huggingface import HFLM
 
     progress(f"tasks {', '.join(options.tasks)}", 0, 0)
-    wrap: Any = HFLM  # a decorator hides its signature from type checkers
+    wrap: Any = HFLM  # decorators hide these signatures from type checkers
+    run: Any = simple_evaluate
     backend = "seq2seq" if model.config.is_encoder_decoder else "causal"
     harness = wrap(pretrained=model, tokenizer=tokenizer, backend=backend, batch_size=options.batch_size or 8)
     try:
-        found: Any = simple_evaluate(
+        found = run(
             model=harness,
             tasks=list(options.tasks),
             task_manager=_manager(options),

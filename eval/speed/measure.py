@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from gqa.convert.errors import UserError
-from gqa.eval.cache import cache_argument
+from gqa.eval.cache import cache_argument, cache_bytes
 from gqa.eval.model import set_attention
 from gqa.eval.speed.clock import Timing, timed
 from gqa.eval.speed.largest import largest_batch, try_largest
@@ -111,21 +112,21 @@ def _cell(
     model: "PreTrainedModel", batch: int, context: int, options: SpeedOptions, *, compiled: bool, bandwidth: float
 ) -> Cell:
     with peak_memory(model.device) as peak:
-        decode, cache_bytes = time_decoding(model, batch, context, options, compiled=compiled)
+        decode, cached = time_decoding(model, batch, context, options, compiled=compiled)
         prefill = time_prefill(model, batch, context, options)
     weights = read_bytes(model)
     memory = capacity(model.device) if options.memory_gb is None else int(options.memory_gb * 1e9)
-    held = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    held = sum(_bytes(parameter) for parameter in model.parameters())
     return Cell(
         batch=batch,
         context=context,
         prefill=prefill,
         decode=decode,
         peak_bytes=peak.bytes,
-        cache_bytes=cache_bytes,
+        cache_bytes=cached,
         weight_bytes=weights,
-        roofline=(weights + cache_bytes) / bandwidth,
-        largest_batch=largest_batch(memory, held, cache_bytes // batch),
+        roofline=(weights + cached) / bandwidth,
+        largest_batch=largest_batch(memory, held, cached // batch),
         largest_batch_tried=try_largest(model, context, one_pass) if model.device.type == "cuda" else None,
     )
 
@@ -165,7 +166,7 @@ def time_decoding(
             count_as_filled(cache, context)
 
     timing = timed(run, model.device, repeats=options.repeats, before=fill, parts=options.steps)
-    return timing, sum(_bytes(layer.keys) + _bytes(layer.values) for layer in cache.layers)
+    return timing, cache_bytes(cache)
 
 
 def one_pass(model: "PreTrainedModel", batch: int, context: int) -> None:
@@ -199,10 +200,12 @@ def read_bytes(model: "PreTrainedModel") -> int:
 
     Of mixtures of experts too, which a large batch reads all of, and a small one not.
     """
-    table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
-    total = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    assert isinstance(embeddings, nn.Embedding)
+    table = embeddings.weight
+    total = sum(_bytes(parameter) for parameter in model.parameters())
     tied = head is None or head.weight is table
-    return total if tied else total - table.numel() * table.element_size()
+    return total if tied else total - _bytes(table)
 
 
 def last_logits_only(model: "PreTrainedModel") -> dict[str, Any]:

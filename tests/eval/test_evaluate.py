@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,7 @@ def test_the_files_of_a_report(checkpoint, other, data, tmp_path: Path):
     assert list(output.parent.iterdir()) == [output]
     document = json.loads((output / "report.json").read_text())
     assert document == made.to_dict()
-    assert document["options"] == options(data).__dict__
+    assert document["options"] == json.loads(json.dumps(asdict(options(data))))
     before, after = document["checkpoints"]
     assert before["label"] == "before"
     assert after["num_kv_heads"] == 2
