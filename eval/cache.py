@@ -63,9 +63,9 @@ def cache_size(model: "PreTrainedModel", config: "PreTrainedConfig", context: in
     For an encoder-decoder: for a target and a source of `context` tokens each.
     """
     own = decoder_config(config)
-    formula, heads = formulacache_bytes(own, context, model.dtype.itemsize), num_kv_heads(own)
+    formula, heads = formula_cache_bytes(own, context, model.dtype.itemsize), num_kv_heads(own)
     if not config.is_encoder_decoder:
-        measured = measuredcache_bytes(model, context)
+        measured = measured_cache_bytes(model, context)
         return CacheSize(context=context, formula_bytes=formula, measured_bytes=measured, num_kv_heads=heads)
     sizes = [
         CacheSize(context=context, formula_bytes=formula, measured_bytes=measured, num_kv_heads=heads)
@@ -83,7 +83,7 @@ def decoder_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
     return own
 
 
-def formulacache_bytes(config: "PreTrainedConfig", context: int, itemsize: int) -> int | None:
+def formula_cache_bytes(config: "PreTrainedConfig", context: int, itemsize: int) -> int | None:
     """2 (keys, values) x layers x KV heads x head_dim x bytes, times the tokens that each layer keeps."""
     kept = [_kept_tokens(config, kind, context) for kind in _layer_kinds(config)]
     if any(tokens is None for tokens in kept):
@@ -97,7 +97,7 @@ def cache_argument(model: "PreTrainedModel") -> str:
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
-def measuredcache_bytes(model: "PreTrainedModel", context: int) -> int:
+def measured_cache_bytes(model: "PreTrainedModel", context: int) -> int:
     """Run `context` tokens through the model and read the bytes of keys and values out of the cache it returns."""
     import torch
 

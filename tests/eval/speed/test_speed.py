@@ -1,6 +1,7 @@
 """Speed: what is counted is right, what is said follows from it; seconds are asserted only to be there."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,8 +70,9 @@ def test_a_cache_that_counts_as_filled_is_where_it_would_be(checkpoint):
         model(input_ids=torch.tensor([[5]]), past_key_values=cache)
         count_as_filled(cache, 9)
         model(input_ids=torch.tensor([[6]]), past_key_values=cache)
-    assert [int(layer.get_seq_length()) for layer in cache.layers] == [10, 10]
-    assert bool(cache.layers[0].keys[0, 0, 9].any())
+    layers: list[Any] = cache.layers
+    assert [int(layer.get_seq_length()) for layer in layers] == [10, 10]
+    assert bool(layers[0].keys[0, 0, 9].any())
 
 
 def test_a_table_that_is_no_output_layer_is_hardly_read(make_checkpoint):
