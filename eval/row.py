@@ -99,6 +99,7 @@ class Row:
             },
             "kv_cache": cache.to_dict(),
             "scoring_seconds": round(result.seconds, 3),
+            "history": self.subject.history,
         }
 
 
