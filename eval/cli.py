@@ -50,7 +50,8 @@ def evaluate(
     dtype: Annotated[Dtype, typer.Option(help="Precision to compute in; auto is the checkpoint's own.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Make this directory, with report.html, report.md and report.json.")
+        Path | None,
+        typer.Option("--output", "-o", help="Make this directory, with report.html, .md and .json."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output directory.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,

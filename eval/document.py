@@ -219,6 +219,7 @@ class History(_Part):
 
     conversions: list[Conversion] = Field(default_factory=list)
     trainings: list[Training] = Field(default_factory=list)
+    """Those after the first conversion."""
 
 
 class Checkpoint(_Part):

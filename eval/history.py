@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ def read_history(checkpoint: Path) -> dict[str, Any] | None:
     stages = read_stages(checkpoint)
     if not stages:
         return None
+    merged = next((place for place, stage in enumerate(stages) if stage.get("stage") == "convert"), len(stages))
     return {
         "conversions": [_conversion(stage) for stage in stages if stage.get("stage") == "convert"],
-        "trainings": [_training(stage, checkpoint) for stage in stages if stage.get("stage") == "uptrain"],
+        "trainings": [_training(stage, checkpoint) for stage in stages[merged:] if stage.get("stage") == "uptrain"],
     }
 
 
@@ -76,5 +78,5 @@ def thinned(points: Sequence[Point], most: int = _STRETCHES) -> list[Point]:
     if len(points) <= most:
         return list(points)
     edges = [round(number * len(points) / most) for number in range(most + 1)]
-    stretches = [points[first:end] for first, end in zip(edges, edges[1:], strict=False)]
+    stretches = [points[first:end] for first, end in pairwise(edges)]
     return [{**part[-1], "loss": math.fsum(point["loss"] for point in part) / len(part)} for part in stretches]

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from gqa.eval.document import Document
-from gqa.eval.tables import Table, tables
 from gqa.eval.render import HEADINGS, measured_how, table_cells
+from gqa.eval.tables import Table, tables
 from gqa.eval.words import printable
 
 

@@ -1,4 +1,4 @@
-"""A report in words: the table of results and how it was measured, as the terminal, report.md and report.html say it."""
+"""A report in words: the table of results and how it was measured, for the terminal, report.md and report.html."""
 
 import shlex
 

@@ -34,6 +34,7 @@ from gqa.eval.row import Result, Row, build_rows
 from gqa.eval.subject import Subject
 from gqa.eval.written import write_files
 
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """What was measured, on what, and how."""

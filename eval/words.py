@@ -61,15 +61,13 @@ def plain(value: float | None, digits: int = 4) -> str:
 
 def printable(text: str) -> str:
     """Text without what no page can hold: control characters and lone surrogates become U+FFFD."""
-    allowed = "\n\t"
-    return "".join(
-        letter if letter in allowed or not (ord(letter) < 32 or 0x7F <= ord(letter) < 0xA0 or _is_bad(letter)) else "\ufffd"
-        for letter in text
-    )
+    return "".join("\ufffd" if _is_bad(letter) else letter for letter in text)
 
 
 def _is_bad(letter: str) -> bool:
-    return 0xD800 <= ord(letter) < 0xE000 or letter in "\ufffe\uffff"
+    code = ord(letter)
+    control = (code < 32 and letter not in "\n\t") or 0x7F <= code < 0xA0
+    return control or 0xD800 <= code < 0xE000 or letter in "\ufffe\uffff"
 
 
 def _three(value: float) -> str:

@@ -235,9 +235,8 @@ def _by_layer(
         return [(each.layer, value) for each in row.layers or [] if (value := read(each)) is not None]
 
     rows = [row for row in document.checkpoints if row is not document.first]
-    return _lines(
-        document, rows, points, name=name, title=title, words=words, x=Axis(label="layer", whole=True), y=Axis(label=label)
-    )
+    x, y = Axis(label="layer", whole=True), Axis(label=label)
+    return _lines(document, rows, points, name=name, title=title, words=words, x=x, y=y)
 
 
 def _series(label: str, index: int, points: Points, dashed: bool = False) -> Series:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SIZE = (4.7, 3.1)  # inches: 338 points wide, so that on a phone ten points stay about ten pixels
+_SIZE = (4.4, 3.0)  # inches: 317 points wide, so that on a phone a point is about a pixel
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
 _LONGEST_LABEL = 36
@@ -60,7 +60,7 @@ def _style(colours: dict[str, str]) -> Any:
             "svg.fonttype": "none",
             "svg.hashsalt": "gqa",
             "text.parse_math": False,  # a label may hold dollars
-            "font.size": 9,
+            "font.size": 9.5,
             "text.color": colours["ink"],
             "axes.edgecolor": colours["rule"],
             "axes.labelcolor": colours["faint"],
@@ -159,7 +159,7 @@ def _short(value: float, _place: int | None = None) -> str:
 
 
 def _for_pages(text: str, chart: Chart) -> str:
-    """matplotlib's file as an element of a page: its own ids, the page's colours and font, a title and a description."""
+    """What matplotlib drew as an element of a page, with ids of its own, the page's colours and font, and words."""
     ET.register_namespace("", _SVG)
     ET.register_namespace("xlink", _XLINK)
     root = ET.fromstring(text)

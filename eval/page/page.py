@@ -51,7 +51,7 @@ def to_html(document: Document, as_json: str) -> str:
 
 
 def embedded(as_json: str) -> str:
-    """JSON as it may stand in a `<script>`: the same value, and nothing that HTML could take for an end or a comment."""
+    """JSON as it may stand in a `<script>`: the same value, without what HTML takes for an end or a comment."""
     text = json.dumps(json.loads(as_json), indent=1, allow_nan=False)
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")

@@ -108,7 +108,7 @@ def _chart(
     return Chart(
         name=name,
         title=title,
-        words=f"{where} Lower and further left is better; the dotted line joins checkpoints that no other beats in both.",
+        words=f"{where} Lower and further left is better; the dotted line joins what no other beats in both.",
         summary=f"{measure.capitalize()} against {label}. {said}.",
         x=Axis(label=label, log=spans(xs)),
         y=Axis(label=measure, log=spans(ys)),

@@ -1,4 +1,4 @@
-"""What the page's template shows: cards that sum a report up, pictures with their legends, continuations side by side."""
+"""What the page's template shows: cards that sum a report up, pictures with their legends, continuations by prompt."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,7 +108,8 @@ def _quality(document: Document, row: Checkpoint) -> Fact:
     if row is document.first or row.perplexity_ratio is None:
         return Fact(name="perplexity", value=value)
     mood = "worse" if row.perplexity_ratio > 1 else "better" if row.perplexity_ratio < 1 else ""
-    return Fact(name="perplexity", value=value, detail=f"{times(row.perplexity_ratio)} {document.first.label}", mood=mood)
+    detail = f"{times(row.perplexity_ratio)} {document.first.label}"
+    return Fact(name="perplexity", value=value, detail=detail, mood=mood)
 
 
 def _cache(first: Checkpoint, row: Checkpoint) -> Fact:

@@ -1,4 +1,4 @@
-"""A report in which everything was measured: blocks in the shape that the measurements have, laid over a real report."""
+"""A report in which everything was measured: blocks as the measurements shape them, laid over a real report."""
 
 import math
 from typing import Any
