@@ -10,7 +10,8 @@ from gqa.eval.tables import Table, tables
 from gqa.eval.words import printable
 
 # No script, no network, no frame, no form: whatever a checkpoint has its texts say, nothing can run or be fetched.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+# The one image is the empty icon, without which browsers ask for one.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _HERE = Path(__file__).parent
 
 

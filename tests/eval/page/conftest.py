@@ -1,5 +1,6 @@
 """Reports to show: a real one of two checkpoints, and the same with all that can be measured."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -68,9 +69,13 @@ def many(whole: dict[str, Any]) -> dict[str, Any]:
     return report
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def page_of() -> Callable[[dict[str, Any]], str]:
-    """The text of report.html for the object of a report.json."""
+    """The text of report.html for the object of a report.json; made once for each."""
     from gqa.eval.page.page import to_html
 
-    return lambda report: to_html(Document.model_validate(report), json.dumps(report))
+    @functools.cache
+    def made(text: str) -> str:
+        return to_html(Document.model_validate(json.loads(text)), text)
+
+    return lambda report: made(json.dumps(report))

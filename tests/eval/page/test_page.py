@@ -13,8 +13,12 @@ from gqa.eval.page import palette
 from gqa.eval.page.page import POLICY
 from gqa.eval.written import write_files
 
-ALLOWED = "a article bdi body br code dd defs desc details div dl dt fieldset figcaption figure g h1 h2 h3 h4 head header"
-ALLOWED += " html input label legend li link main meta p path pre rect section script span style summary svg table tbody"
+ALLOWED = (
+    "a article bdi body br code dd defs desc details div dl dt fieldset figcaption figure g h1 h2 h3 h4 head header"
+)
+ALLOWED += (
+    " html input label legend li link main meta p path pre rect section script span style summary svg table tbody"
+)
 ALLOWED += " td text th thead title tr ul use clippath"
 LINKS = ("src", "href", "xlink:href", "action", "srcset", "data", "poster")
 
