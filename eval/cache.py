@@ -4,6 +4,7 @@ Some stock classes repeat keys and values before they cache them, or keep more t
 differ, and only the measured one is what a server pays.
 """
 
+import inspect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,11 @@ def formula_cache_bytes(config: "PreTrainedConfig", context: int, itemsize: int)
         return None
     per_token = 2 * num_kv_heads(config) * _head_dim(config) * itemsize
     return per_token * sum(tokens for tokens in kept if tokens is not None)
+
+
+def cache_argument(model: "PreTrainedModel") -> str:
+    """What the model's forward calls the cache that it is given; transformers renames it in the course of 5.x."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def measured_cache_bytes(model: "PreTrainedModel", context: int) -> int:

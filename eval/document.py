@@ -77,10 +77,11 @@ class ContextLoss(_Part):
     nll_standard_error: float | None = None
     tokens: int | None = None
     nll_above_first: float | None = None
+    nll_above_first_standard_error: float | None = None
 
 
 class PositionLoss(_Part):
-    """The loss of tokens at some positions of their windows."""
+    """The loss of tokens that have so many before them in their windows."""
 
     first: int
     last: int
@@ -113,6 +114,10 @@ class Recall(_Part):
     accuracy: float
     accuracy_standard_error: float | None = None
     samples: int | None = None
+    choice_nll: float | None = None
+    """Of the right value among all that could be, in nats."""
+    chance: float | None = None
+    """The accuracy of guessing."""
 
 
 class TaskFigure(_Part):
@@ -133,10 +138,15 @@ class LayerChange(_Part):
     """One layer's attention, against that of the first checkpoint."""
 
     layer: int
+    inputs: str | None = None
+    """What went into the layer for `cosine` and `relative_error`: the `first` checkpoint's inputs, or its `own`."""
     cosine: float | None = None
     """Of the attention's output and the first checkpoint's."""
     relative_error: float | None = None
     """Norm of the outputs' difference over the norm of the first checkpoint's."""
+    cosine_as_run: float | None = None
+    """The same where every layer has its own inputs."""
+    relative_error_as_run: float | None = None
     entropy: float | None = None
     """Of attention weights, in nats."""
     entropy_first: float | None = None
@@ -165,8 +175,12 @@ class Timing(_Part):
     cache_bytes: int | None = None
     roofline: float | None = None
     """Seconds a step takes at least: bytes moved over the memory's bandwidth."""
+    weight_bytes: int | None = None
+    """Of weights that a step reads."""
     largest_batch: int | None = None
-    """That fits the memory."""
+    """That fits the memory, by formula."""
+    largest_batch_tried: int | None = None
+    """The same, found by trying; null where that was not done."""
 
 
 class SpeedSetup(_Part):
@@ -178,6 +192,8 @@ class SpeedSetup(_Part):
     compiled: bool | None = None
     cache: str | None = None
     repeats: int | None = None
+    steps: int | None = None
+    """Decode steps of a repeat."""
     words: list[str] = Field(default_factory=list)
     """What the figures mean, in sentences."""
 
@@ -240,6 +256,8 @@ class Checkpoint(_Part):
     nll_standard_error: float | None = None
     perplexity_ratio: float | None = None
     """Over the first's; null where the two tokenise differently."""
+    perplexity_ratio_interval: tuple[float, float] | None = None
+    """95%, by bootstrap over the clusters."""
     nll_above_first: float | None = None
     nll_above_first_standard_error: float | None = None
     """Of the paired difference on the same tokens."""

@@ -16,7 +16,7 @@ from gqa.eval.render import HEADINGS, table_cells
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from gqa.eval.evaluate import Progress
+    from gqa.eval.measure import Progress
 
 
 @contextmanager

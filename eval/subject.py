@@ -129,9 +129,17 @@ def _identity(tokenizer: "PreTrainedTokenizerBase", path: Path) -> str:
 
 def _check_window(config: "PreTrainedConfig", options: EvalOptions, path: Path) -> None:
     positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return
     unseen = 0 if config.is_encoder_decoder else 1  # a window's last token is predicted, never seen
-    if positions is not None and options.window - unseen > positions:
-        raise UserError(f"window {options.window} is longer than the {positions} positions of {path}; use {positions}")
+    contexts = () if options.speed is None else (each + options.speed.steps for each in options.speed.context)
+    asked = {"window": [window - unseen for window in options.windows], "recall": options.recall, "context": contexts}
+    for name, lengths in asked.items():
+        longest = max(lengths, default=0)
+        if longest > positions:
+            given = longest + unseen if name == "window" else longest
+            what = f"{name} {given}" if name != "context" else f"context (with the steps decoded) of {given} tokens"
+            raise UserError(f"{what} is longer than the {positions} positions of {path}; use {positions}")
 
 
 def _check_vocabulary(

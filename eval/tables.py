@@ -28,7 +28,7 @@ def tables(document: Document) -> list[Table]:
 def contexts(document: Document) -> Table | None:
     """Perplexity at every length of window."""
     windows = sorted({each.window for row in document.checkpoints for each in row.contexts or []})
-    if not windows:
+    if len(windows) < 2:  # one is in the table of results
         return None
 
     def cell(row: Checkpoint, window: int) -> str:
@@ -88,8 +88,15 @@ def recall(document: Document) -> Table | None:
         title="Recall by length of text",
         headings=("checkpoint", *(f"{length:,} tokens" for length in lengths)),
         rows=tuple((row.label, *(cell(row, length) for length in lengths)) for row in document.checkpoints),
-        words=("How often the value that belongs to a key earlier in a synthetic text is the likeliest.",),
+        words=(recall_words(document),),
     )
+
+
+def recall_words(document: Document) -> str:
+    """What recall is."""
+    chances = {each.chance for row in document.checkpoints for each in row.recall or [] if each.chance is not None}
+    guessing = f" Guessing is right in {percent(max(chances))}." if chances else ""
+    return f"How often the value that belongs to a key earlier in the text is the likeliest of all values.{guessing}"
 
 
 def tasks(document: Document) -> Table | None:

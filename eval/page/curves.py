@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from gqa.eval.document import Checkpoint, Document, LayerChange, Training
 from gqa.eval.page.chart import Axis, Chart, Series, from_to, spans
 from gqa.eval.page.tradeoff import decode_seconds, measured_place
-from gqa.eval.tables import Table
+from gqa.eval.tables import Table, recall_words
 from gqa.eval.words import plain, seconds
 
 Points = Sequence[tuple[float, float]]
@@ -28,9 +28,9 @@ def by_position(document: Document) -> Chart | None:
         points,
         name="by-position",
         title="Damage by position in the window" if above else "Loss by position in the window",
-        words=f"Nats a token {f'above {document.first.label}' if above else ''} of tokens at these places of their "
-        "windows: a line that climbs says that damage grows with distance.",
-        x=Axis(label="position (middle of each range)", log=True),
+        words=f"Nats a token{f' above {document.first.label}' if above else ''}, by how many tokens stand before it "
+        "in its window" + (": a line that climbs says that damage grows with distance." if above else "."),
+        x=Axis(label="tokens before it (middle of each range)", log=True),
         y=Axis(label=f"nats above {'the first' if above else 'zero'}" if above else "nats a token"),
     )
 
@@ -60,7 +60,19 @@ def layer_error(document: Document) -> Chart | None:
         name="layer-error",
         title="Damage by layer",
         words=f"The norm of what changed in each layer's attention output, as a share of the output's in "
-        f"{document.first.label}.",
+        f"{document.first.label}, {_given(document)}.",
+        label="relative error",
+    )
+
+
+def layer_error_as_run(document: Document) -> Chart | None:
+    """The same where every layer takes what the changed ones before it made."""
+    return _by_layer(
+        document,
+        lambda each: each.relative_error_as_run if each.inputs == "first" else None,
+        name="layer-error-as-run",
+        title="Damage by layer, as run",
+        words="The same, every layer having what the changed layers before it made: what adds up on the way.",
         label="relative error",
     )
 
@@ -72,8 +84,8 @@ def layer_cosine(document: Document) -> Chart | None:
         lambda each: each.cosine,
         name="layer-cosine",
         title="Likeness by layer",
-        words=f"The cosine of each layer's attention output and the one in {document.first.label}; 1 is the same "
-        "direction.",
+        words=f"The cosine of each layer's attention output and the one in {document.first.label}, "
+        f"{_given(document)}; 1 is the same direction.",
         label="cosine",
     )
 
@@ -130,7 +142,7 @@ def recall(document: Document) -> Chart | None:
         lambda row: [(each.length, each.accuracy) for each in row.recall or []],
         name="recall-by-length",
         title="Recall by length of text",
-        words="How often the value that belongs to a key earlier in a synthetic text is the likeliest.",
+        words=recall_words(document),
         x=Axis(label="tokens", log=True),
         y=Axis(label="accuracy", percent=True),
         errors=lambda row: [each.accuracy_standard_error or 0.0 for each in row.recall or []],
@@ -237,6 +249,14 @@ def _by_layer(
     rows = [row for row in document.checkpoints if row is not document.first]
     x, y = Axis(label="layer", whole=True), Axis(label=label)
     return _lines(document, rows, points, name=name, title=title, words=words, x=x, y=y)
+
+
+def _given(document: Document) -> str:
+    """What went into the layers that were compared."""
+    inputs = {each.inputs for row in document.checkpoints[1:] for each in row.layers or []}
+    if inputs == {"first"}:
+        return f"both given the layer's inputs in {document.first.label}"
+    return "as run" if inputs == {"own"} else "given the same inputs where that can be"
 
 
 def _series(label: str, index: int, points: Points, dashed: bool = False) -> Series:

@@ -55,6 +55,7 @@ _PICTURES: tuple[Callable[[Document], Chart | None], ...] = (
     curves.by_position,
     curves.percentiles,
     curves.layer_error,
+    curves.layer_error_as_run,
     curves.layer_cosine,
     curves.layer_entropy,
     curves.predicted_damage,

@@ -16,6 +16,7 @@ def with_all_blocks(report: dict[str, Any]) -> dict[str, Any]:
         "compiled": False,
         "cache": "static",
         "repeats": 5,
+        "steps": 16,
         "words": ["At batch 1 and 512 tokens the weights are most of what moves: no gain is to be expected."],
     }
     return report | {"checkpoints": rows, "speed": speed}
@@ -43,7 +44,7 @@ def _row(row: dict[str, Any], place: int, first: str) -> dict[str, Any]:
         "divergence": None if is_first else divergence,
         "recall": [
             {"length": length, "accuracy": max(0.05, 0.98 - 0.1 * place * step), "accuracy_standard_error": 0.02,
-             "samples": 200}
+             "samples": 200, "chance": 0.125, "choice_nll": 0.2 * (1 + place)}
             for step, length in enumerate((128, 256, 512, 1024))
         ],
         "tasks": {
@@ -56,7 +57,8 @@ def _row(row: dict[str, Any], place: int, first: str) -> dict[str, Any]:
             {"prompt": "The quick brown fox", "text": " jumps over the lazy dog, and the dog sleeps on." * (1 + place)},
         ],
         "layers": None if is_first else [
-            {"layer": layer, "cosine": 1 - 0.02 * place * (layer + 1) / 2, "relative_error": 0.1 * place * (layer + 1),
+            {"layer": layer, "inputs": "first", "relative_error_as_run": 0.15 * place * (layer + 1),
+             "cosine_as_run": 1 - 0.03 * place * (layer + 1) / 2, "cosine": 1 - 0.02 * place * (layer + 1) / 2, "relative_error": 0.1 * place * (layer + 1),
              "entropy": 2.1 + 0.05 * place, "entropy_first": 2.0 + above * layer}
             for layer in range(6)
         ],
@@ -67,7 +69,7 @@ def _row(row: dict[str, Any], place: int, first: str) -> dict[str, Any]:
 def _context(window: int, place: int) -> dict[str, Any]:
     nll = 3.4 - 0.1 * math.log2(window / 128) + 0.2 * place
     return {"window": window, "perplexity": math.exp(nll), "nll": nll, "nll_standard_error": 0.01, "tokens": 8000,
-            "nll_above_first": 0.2 * place}  # fmt: skip
+            "nll_above_first": 0.2 * place, "nll_above_first_standard_error": 0.01}  # fmt: skip
 
 
 def _timing(batch: int, context: int, place: int) -> dict[str, Any]:
@@ -82,5 +84,7 @@ def _timing(batch: int, context: int, place: int) -> dict[str, Any]:
         "peak_bytes": int(3e8 + cache),
         "cache_bytes": int(cache),
         "roofline": 1e-3 + cache / 1.8e10,
+        "weight_bytes": 18_000_000,
         "largest_batch": 64 * 4**place,
+        "largest_batch_tried": None,
     }
