@@ -24,7 +24,6 @@ def with_all_blocks(report: dict[str, Any]) -> dict[str, Any]:
 
 def _row(row: dict[str, Any], place: int, first: str) -> dict[str, Any]:
     is_first = place == 0
-    above = None if is_first else 0.1 * place
     divergence = {
         "against": first,
         "kl_mean": 0.11 * place,
@@ -56,14 +55,22 @@ def _row(row: dict[str, Any], place: int, first: str) -> dict[str, Any]:
             {"prompt": "def area(radius):\n    return ", "text": "3.14159 * radius ** 2\n" * (3 - place % 3)},
             {"prompt": "The quick brown fox", "text": " jumps over the lazy dog, and the dog sleeps on." * (1 + place)},
         ],
-        "layers": None if is_first else [
-            {"layer": layer, "inputs": "first", "relative_error_as_run": 0.15 * place * (layer + 1),
-             "cosine_as_run": 1 - 0.03 * place * (layer + 1) / 2, "cosine": 1 - 0.02 * place * (layer + 1) / 2, "relative_error": 0.1 * place * (layer + 1),
-             "entropy": 2.1 + 0.05 * place, "entropy_first": 2.0 + above * layer}
-            for layer in range(6)
-        ],
+        "layers": [_layer(layer, place) for layer in range(6)],
         "speed": [_timing(batch, context, place) for batch in (1, 8) for context in (512, 4096)],
     }  # fmt: skip
+
+
+def _layer(layer: int, place: int) -> dict[str, Any]:
+    return {
+        "layer": layer,
+        "inputs": "first",
+        "cosine": 1 - 0.02 * place * (layer + 1) / 2,
+        "relative_error": 0.1 * place * (layer + 1),
+        "cosine_as_run": 1 - 0.03 * place * (layer + 1) / 2,
+        "relative_error_as_run": 0.15 * place * (layer + 1),
+        "entropy": 2.1 + 0.05 * place,
+        "entropy_first": 2.0 + 0.1 * place * layer,
+    }
 
 
 def _context(window: int, place: int) -> dict[str, Any]:
