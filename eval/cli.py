@@ -1,7 +1,8 @@
 """The command `gqa-eval`: parses, calls `evaluate`, prints."""
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -9,11 +10,6 @@ from gqa.convert.console import friendly_errors
 from gqa.convert.errors import UserError
 from gqa.eval.options import Bos, Documents, Dtype, EvalOptions
 from gqa.eval.speed.options import SpeedOptions
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from gqa.eval.report import Report
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -89,14 +85,16 @@ def evaluate(
     dtype: Annotated[Dtype, typer.Option(help="Precision to compute in; auto is the checkpoint's own.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Make this directory, with report.json and report.md.")
+        Path | None,
+        typer.Option("--output", "-o", help="Make this directory, with report.html, .md and .json."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output directory.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
 ) -> None:
     """Compare checkpoints on the same data: perplexity, bits per byte, KV-cache bytes, parameters and size.
 
-    The first checkpoint is the one that the others are compared with.
+    The first checkpoint is the one that the others are compared with. `gqa-eval compare`, with reports made before,
+    puts them into one.
 
     \b
     Examples:
@@ -108,6 +106,7 @@ def evaluate(
       gqa-eval ckpt ckpt-gqa8 --data book.txt --speed --batch 1,8 --context 512,4096
       gqa-eval ckpt ckpt-gqa8 --data book.txt --tasks hellaswag,arc_easy --prompts "Once upon a time"
       torchrun --nproc_per_node 8 -m gqa.eval ckpt ckpt-gqa8 --data heldout.parquet
+      gqa-eval compare report/report.json later/report.json -o both
 
     \b
     The numbers of lm-evaluation-harness at its max_length L:
@@ -170,7 +169,7 @@ def _evaluate(
     from gqa.convert.pretrained import quiet_transformers
     from gqa.eval.evaluate import evaluate as run
     from gqa.eval.processes import leave_processes, speaks
-    from gqa.eval.screen import progress_bar
+    from gqa.eval.screen import print_table, progress_bar
 
     quiet_transformers()
     try:
@@ -183,43 +182,14 @@ def _evaluate(
     if as_json:
         typer.echo(report.to_json(), nl=False)
     else:
-        _print_table(report, output)
-
-
-def _print_table(report: "Report", output: Path | None) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = 240  # a file or a pipe has no edge to break lines at
-    table = _table(report)
-    wide = console.options.update(width=1000)
-    if console.measure(table, options=wide).maximum > console.width:
-        table = _table(report, narrow=True)
-    console.print(table)
-    for note in report.notes():
-        console.print(f"Note: {note}", highlight=False, markup=False)
-    if output is not None:
-        console.print(f"Report: {output / 'report.md'}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _table(report: "Report", *, narrow: bool = False) -> "Table":
-    """The results; `narrow` gives headings and errors a second line, so that 80 columns are enough."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    from gqa.eval.render import HEADINGS, table_cells
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for index, heading in enumerate(HEADINGS):
-        text = heading.replace(" ±", "\n±").replace("/", "/\n") if narrow else heading
-        table.add_column(text, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
-    for label, *cells in table_cells(report):
-        table.add_row(Text(label), *(cell.replace(" ±", "\n±") if narrow else cell for cell in cells))
-    return table
+        print_table(report.document(), output)
 
 
 def main() -> None:
-    """Run the command."""
-    app()
+    """Run the command, or the one that its first word names."""
+    if sys.argv[1:2] == ["compare"]:
+        from gqa.eval.compare_cli import app as compare_app
+
+        compare_app(sys.argv[2:], prog_name="gqa-eval compare")
+    else:
+        app()

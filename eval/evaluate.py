@@ -29,7 +29,7 @@ def evaluate(
     Args:
         checkpoints: directories or Hub ids; a string may be `label=checkpoint`.
         options: what to measure on, and how.
-        output: a directory to make for report.json and report.md.
+        output: a directory to make for report.html, report.md and report.json.
         overwrite: whether it may replace one that exists.
         progress: told how far it is.
 

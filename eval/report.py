@@ -1,17 +1,19 @@
-"""The report of an evaluation, for programs (report.json) and for people (report.md).
+"""The report of an evaluation, for programs (report.json) and for people (report.html, report.md).
 
-report.json is one object:
+report.json is one object, `gqa.eval.document.Document`; `report.schema.json` beside this file is its JSON Schema.
 
-- `format`: 1; `created`: UTC, ISO 8601; `command`: the arguments as typed; `versions`; `machine`;
+- `format`: 2; `created`: UTC, ISO 8601; `command`: the arguments as typed; `versions`; `machine`;
 - `speed`: how speed was measured, and what it says in words; null where it was not;
-- `options`: every field of `EvalOptions`, as given; `notes`: what a reader must know to compare the rows;
+- `options`: every field of `EvalOptions`, as given; `method`: what was read and how it was scored, in sentences;
+  `notes`: what a reader must know to compare the rows;
 - `checkpoints`: an object each, in the order given. `perplexity`, `nll` (nats a token) with `nll_standard_error`;
   against the first checkpoint, null for other tokenizers, `perplexity_ratio` and `nll_above_first`, with the paired
   `nll_above_first_standard_error`; `bits_per_byte`; `sample`: what was scored (tokens, bytes of text they stand for,
   windows, documents, the clusters of the standard error, the BOS policy with `auto` resolved, the SHA-256 of the text;
   for encoder-decoders the objective, pairs, tokens of their sources, sources and targets that were cut);
   `kv_cache`: bytes of one sequence of `context` tokens by `formula_bytes` and `measured_bytes`, and `bytes_per_token`;
-  for encoder-decoders these are of the target, and the same of the source are in `cross`;
+  for encoder-decoders these are of the target, and the same of the source are in `cross`; `history`: what gqa.json
+  says of its making, with the curves of its training, null where there is none;
   `perplexity_ratio_interval`: the 95% interval of the ratio, by bootstrap over the clusters;
   `contexts`: for every window length `perplexity`, `nll`, `tokens` and the paired `nll_above_first`;
   `positions`: NLL of tokens with `first` to `last` tokens before them in the longest window;
@@ -32,17 +34,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gqa.convert.directory import atomic_directory
 from gqa.convert.provenance import command_line, versions
+from gqa.eval.document import FORMAT, Document
 from gqa.eval.machine import machine
 from gqa.eval.options import EvalOptions
 from gqa.eval.processes import Processes
-from gqa.eval.render import to_markdown
 from gqa.eval.row import Result, Row, build_rows
 from gqa.eval.speed.words import speed_words
 from gqa.eval.subject import Subject
-
-FORMAT = 1
+from gqa.eval.written import write_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,7 @@ class Report:
             "versions": self.versions,
             "machine": self.machine,
             "options": _as_json(asdict(self.options)),
+            "method": self.rows[0].subject.material.sentences(self.options),
             "notes": self.notes(),
             "speed": self.speed(),
             "checkpoints": [_without_infinity(_as_json(row.to_dict())) for row in self.rows],
@@ -91,6 +92,10 @@ class Report:
     def to_json(self) -> str:
         """The text of report.json."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    def document(self) -> Document:
+        """The same, typed: what it is shown from."""
+        return Document.model_validate(self.to_dict())
 
     def notes(self) -> list[str]:
         """What keeps the rows from being compared at a glance; empty when nothing does."""
@@ -131,10 +136,8 @@ def build_report(subjects: list[Subject], results: list[Result], options: EvalOp
 
 
 def write_report(report: Report, output: Path, *, overwrite: bool = False) -> None:
-    """Make the directory `output` with report.json and report.md in it; it appears whole or not at all."""
-    with atomic_directory(output, overwrite=overwrite) as work:
-        (work / "report.json").write_text(report.to_json(), encoding="utf-8")
-        (work / "report.md").write_text(to_markdown(report), encoding="utf-8")
+    """Make the directory `output` with all that shows the report; it appears whole or not at all."""
+    write_files(report.document(), report.to_json(), output, overwrite=overwrite)
 
 
 def _as_json(value: Any) -> Any:

@@ -127,6 +127,7 @@ class Row:
             },
             "kv_cache": cache.to_dict(),
             "scoring_seconds": round(result.seconds, 3),
+            "history": self.subject.history,
             "contexts": [context.to_dict() for context in self.contexts],
             "positions": [stretch.to_dict() for stretch in self.positions],
             "divergence": self.divergence and self.divergence.to_dict(),

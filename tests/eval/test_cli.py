@@ -38,9 +38,9 @@ def gqa_eval(*arguments: object):
 def test_the_table_goes_to_stdout(checkpoint, data, tmp_path: Path):
     result = gqa_eval(f"before={checkpoint}", "--data", data, "--window", 16, "-o", tmp_path / "report")
     assert (result.exit_code, result.stderr) == (0, "")
-    for word in [*HEADINGS, "before", f"Report: {tmp_path / 'report' / 'report.md'}"]:
+    for word in [*HEADINGS, "before", f"Report: {tmp_path / 'report' / 'report.html'}"]:
         assert word in result.stdout
-    assert len(list((tmp_path / "report").iterdir())) == 2
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["report.html", "report.json", "report.md"]
 
 
 def test_json_prints_one_document_and_nothing_else(checkpoint, data, tmp_path: Path):

@@ -102,7 +102,8 @@ def test_another_precision_is_noted(checkpoint, make_checkpoint, data):
 def test_the_files_of_a_report(checkpoint, other, data, tmp_path: Path):
     output = tmp_path / "new" / "report"
     made = evaluate([f"before={checkpoint}", f"after|x={other}"], options(data), output)
-    assert sorted(path.name for path in output.iterdir()) == ["report.json", "report.md"]
+    files = ["pareto.png", "report.html", "report.json", "report.md"]
+    assert sorted(path.name for path in output.iterdir()) == files
     assert list(output.parent.iterdir()) == [output]
     document = json.loads((output / "report.json").read_text())
     assert document == made.to_dict()
@@ -158,7 +159,7 @@ def test_an_output_is_replaced_only_when_asked(checkpoint, data, tmp_path: Path)
     with pytest.raises(UserError, match="exists; choose another with --output, or replace it with --overwrite"):
         evaluate([checkpoint], options(data), output)
     evaluate([checkpoint], options(data), output, overwrite=True)
-    assert sorted(path.name for path in output.iterdir()) == ["report.json", "report.md"]
+    assert sorted(path.name for path in output.iterdir()) == ["report.html", "report.json", "report.md"]
 
 
 @pytest.mark.parametrize("inside", ["checkpoint", "data"])
