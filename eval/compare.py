@@ -20,6 +20,7 @@ _SAME = ("window", "stride", "documents", "bos", "max_tokens", "seed")
 """Options that decide what a perplexity means; data are known by their hash."""
 _AGAINST_FIRST = ("layers", "divergence")
 """Blocks that hold a checkpoint against the first of its report."""
+_NOT_MEASURED: tuple[Any, ...] = (None, [], {})
 _TIMED = ("bandwidth_bytes_per_second", "words")
 """Of the setup of speed, what is found out, not chosen."""
 
@@ -94,7 +95,7 @@ def _merged_rows(reports: Sequence[Read]) -> tuple[list[dict[str, Any]], list[st
         said: list[str] = []
         row = each.row if each.read is baseline.read else _against(baseline, each, said)
         if key in merged:  # measured twice: what the earlier report has not is taken from the later one
-            merged[key] |= {name: value for name, value in row.items() if merged[key].get(name) is None}
+            merged[key] |= {name: value for name, value in row.items() if merged[key].get(name) in _NOT_MEASURED}
         else:
             merged[key] = row | {"label": _free(each, [other["label"] for other in merged.values()], notes)}
             notes += said
