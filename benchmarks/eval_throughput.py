@@ -12,6 +12,7 @@ another. It goes window by window and keeps all logits of one; the harness goes 
 and their log-softmax.
 """
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from gqa.eval.room import Room
 from gqa.eval.scoring import score
 from gqa.eval.stream import StreamMaterial, stream_material
 
+os.environ.setdefault("TQDM_DISABLE", "1")  # read by the harness' bars
 Way = Callable[[], np.ndarray]
 
 
