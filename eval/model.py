@@ -66,6 +66,20 @@ def _auto_class(config: "PreTrainedConfig") -> Any:
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
+def set_attention(model: "PreTrainedModel", attention: str) -> None:
+    """Choose the attention implementation; auto leaves it to transformers.
+
+    Raises:
+        UserError: it is not installed, or the model can't use it.
+    """
+    if attention == "auto":
+        return
+    try:
+        model.set_attn_implementation(attention)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"attention {attention} can't be used: {str(error).splitlines()[0]}") from error
+
+
 def _check_start(model: "PreTrainedModel", checkpoint: Path) -> None:
     """Refuse an encoder-decoder that can't tell what targets begin with, before anything is run."""
     import torch

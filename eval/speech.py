@@ -5,7 +5,7 @@ told, and it is not scored. What it puts behind, the end, is scored.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,15 +16,18 @@ from gqa.convert.data import has_columns, read_speech
 from gqa.convert.errors import UserError
 from gqa.convert.sound import check_libraries, features, load_extractor
 from gqa.eval.estimate import Sample
-from gqa.eval.material import count
+from gqa.eval.material import Predicted, count
 from gqa.eval.options import EvalOptions
 from gqa.eval.pairs import PairMaterial, check_options, laid_out
-from gqa.eval.teacher import target_nlls
+from gqa.eval.room import Room, bucketed
+from gqa.eval.teacher import Pair, predict_targets
 from gqa.eval.text import bytes_of_tokens
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, WhisperFeatureExtractor
+
+    from gqa.eval.halves import Halves
 
 _USUAL, _SOUND = ("source", "target"), "audio"
 
@@ -42,15 +45,18 @@ class SpeechMaterial(PairMaterial):
         """The largest id of transcripts."""
         return int(self.targets.max())
 
-    def nlls(
-        self, model: "PreTrainedModel", batches: Sequence[Sequence[Any]], progress: Callable[[int], None]
-    ) -> np.ndarray:
-        """Of every token of the batches' transcripts."""
+    def batches(self, room: Room) -> list[list[Pair]]:
+        """Recordings, the longest transcripts first: all sound is as long as the model hears."""
+        positions = self.extractor.nb_max_frames // 2
+        return bucketed(self.pairs, lambda pair: max(positions, pair.end - pair.start), room)
 
-        def heard(sounds: Sequence[np.ndarray]) -> "dict[str, torch.Tensor]":
+    def predict(self, halves: "Halves", batch: Sequence[Any]) -> Predicted:
+        """Every token of the batch's transcripts."""
+
+        def heard(model: "PreTrainedModel", sounds: Sequence[np.ndarray]) -> "dict[str, torch.Tensor]":
             return {"input_features": features(self.extractor, sounds).to(model.device, model.dtype)}
 
-        return target_nlls(model, self.targets, batches, progress=progress, sources=heard)
+        return predict_targets(halves, self.targets, batch, heard)
 
     def facts(self) -> dict[str, Any]:
         """Recordings, how long they are, and what was cut."""
@@ -88,6 +94,9 @@ def speech_material(
         UserError: the data can't be read, what reads sound is not installed, or options that mean nothing here.
     """
     check_options(options, checkpoint)
+    for name, asked in {"prompts": options.prompts, "tasks": options.tasks}.items():
+        if asked:
+            raise UserError(f"{name} are text, and {checkpoint} hears; leave them out")
     check_libraries()
     extractor, prompt = load_extractor(checkpoint), prompt_of(tokenizer, config)
     source, target = speech_columns(options, options.data)
