@@ -31,12 +31,18 @@ class Residual:
     def __call__(self, hidden: Tensor, weights: AttentionWeights | None = None) -> Tensor:
         """Run the layer, with `weights`, on any device, in place of its own where they are given."""
         written = {} if weights is None else all_tensors(self._family, weights)
-        tensors = {self._prefix + name: tensor.to(self.device) for name, tensor in written.items()}
+        tensors = {self._prefix + name: tensor.to(self.device, torch.float32) for name, tensor in written.items()}
         assert tensors.keys() <= self._known, "torch would leave out in silence what the class calls otherwise"
         hidden = hidden.to(self.device, torch.float32)
-        with self._without_feed_forward(), _reduced_precision(self.device):
+        with self._without_feed_forward(), self._reduced_precision():
             arguments = self._layer.arguments(hidden.shape[1])
             return hidden_of(functional_call(self._layer.module, tensors, (hidden,), arguments))
+
+    def _reduced_precision(self) -> torch.autocast:
+        """Products in bfloat16 where the device is fast at it or weights are no wider; sums stay as they are."""
+        fast = self.device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+        narrow = any(parameter.dtype != torch.float32 for parameter in self._layer.module.parameters())
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=fast or narrow)
 
     @contextmanager
     def _without_feed_forward(self) -> Iterator[None]:
@@ -73,9 +79,3 @@ class _Silence:
 
 def _feeds_forward(child: nn.Module, layer: StagedLayer) -> bool:
     return child is not layer.attention and any(parameter.ndim > 1 for parameter in child.parameters())
-
-
-def _reduced_precision(device: torch.device) -> torch.autocast:
-    """Products in bfloat16 where the device is fast at it; weights and sums stay as wide as they are."""
-    fast = torch.cpu._is_avx512_bf16_supported() if device.type == "cpu" else True
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)

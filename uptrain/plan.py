@@ -10,6 +10,7 @@ from gqa.uptrain.config import UptrainConfig
 
 _DEFAULT_LENGTH = 2048
 _DEFAULT_BATCH = 32
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ def longest_sequence(model_config: dict[str, Any]) -> int | None:
 
 
 def _positions(model_config: dict[str, Any]) -> int | None:
-    return next((model_config[key] for key in ("max_position_embeddings", "n_positions") if key in model_config), None)
+    return next((model_config[key] for key in _POSITIONS if key in model_config), None)
 
 
 def _length(name: str, asked: int | None, model_config: dict[str, Any]) -> int | None:
@@ -124,7 +125,12 @@ def _rows(config: UptrainConfig, batch_size: int, processes: int) -> int:
     if left:
         near = " or ".join(str(size * processes) for size in (share, share + 1) if size)
         raise UserError(f"{processes} processes can't share a batch of {batch_size} sequences equally; take {near}")
-    return max(rows for rows in range(1, min(share, config.micro_batch_size or share) + 1) if share % rows == 0)
+    return next(rows for rows in divisors(share) if rows <= (config.micro_batch_size or share))
+
+
+def divisors(number: int) -> list[int]:
+    """What divides a number, the largest first."""
+    return [part for part in range(number, 0, -1) if number % part == 0]
 
 
 def _token_budget(config: UptrainConfig) -> float:

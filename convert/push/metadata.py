@@ -62,15 +62,18 @@ def metadata(facts: Facts) -> str:
 
 def _tags(facts: Facts) -> list[str] | None:
     _, after = facts.heads
-    if not facts.merged:
-        return None
-    return ["mqa"] if set(after) == {1} else ["gqa"]
+    tags = ["custom_code"] if facts.own_code else []  # the Hub's word for what needs `trust_remote_code`
+    if facts.merged:
+        tags.append("mqa" if set(after) == {1} else "gqa")
+    return tags or None
 
 
 def _datasets(facts: Facts) -> list[str]:
     """Datasets on the Hub that the weights were made with, not those they were measured on."""
     used = [stage["calibration"]["data"] for stage in facts.conversions if stage.get("calibration")]
-    used += [stage["config"]["data"] for stage in facts.trainings]
+    for stage in facts.trainings:
+        data = stage["config"]["data"]
+        used += [data] if isinstance(data, str) else data
     return [name for name in dict.fromkeys(used) if name in facts.hub_data]
 
 

@@ -14,6 +14,7 @@ from gqa.convert.layerfit import FitOptions, fit_layer
 from gqa.convert.layout import all_tensors, read_layer
 from gqa.convert.method import Merge
 from gqa.convert.methods.mean import merge
+from gqa.convert.moments import Moments
 from gqa.convert.residual import Residual
 from gqa.convert.staged import StagedModel
 from gqa.convert.streams import Streams
@@ -121,6 +122,22 @@ def test_what_is_exact_stays_what_it_is(llama, tmp_path):
         assert layer.fit.held_out_after == layer.fit.held_out_before < 1e-4
         assert layer.fit.after == layer.fit.before
         assert same(layer.weights, mean(original, layer.layer))
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["products in bfloat16", "in float32"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_stored_in_bfloat16_are_fitted_on_any_processor(llama, tmp_path, monkeypatch, fast, dtype):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    llama.model().to(torch.bfloat16).save_pretrained(tmp_path)
+    models = [StagedModel(tmp_path, dtype=dtype, device=CPU, groups=groups) for groups in (None, GROUPS)]
+
+    def start(layer: int, _: Moments) -> AttentionWeights:
+        return mean(models[0], layer).map_kv(torch.Tensor.bfloat16).map_queries(torch.Tensor.bfloat16)
+
+    for layer in fit_layers(*models, start, WINDOWS, QUICK, dtype=torch.bfloat16):
+        assert layer.fit is not None
+        assert 0 < layer.fit.held_out_after < layer.fit.held_out_before
+        assert {part.dtype for part in parts(layer.weights).values()} == {torch.bfloat16}
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_gives_others(llama_saved):
