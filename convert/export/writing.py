@@ -54,6 +54,8 @@ def export_gguf(options: ExportOptions, advance: Callable[[int], None] = lambda 
 
 def _check_output(options: ExportOptions) -> None:
     output = options.output
+    if output.suffix != ".gguf":  # so that no file of a checkpoint is ever replaced
+        raise UserError(f"the output {output} does not end in .gguf; name a file that does")
     if output.is_dir():
         raise UserError(f"the output {output} is a directory; name a file, {output / 'model.gguf'} say")
     if output.exists() and not options.overwrite:
