@@ -220,7 +220,7 @@ def test_an_output_is_replaced_only_when_asked(gqa: Callable[..., Path]):
     with pytest.raises(UserError, match="exists; choose another, or replace it with --overwrite"):
         exported(directory)
     assert exported(directory, overwrite=True).read_bytes() == before
-    with pytest.raises(UserError, match="does not end in .gguf"):
+    with pytest.raises(UserError, match=r"does not end in \.gguf"):
         export_gguf(ExportOptions(directory=directory, output=directory / "model.safetensors", overwrite=True))
     (directory / "x.gguf").mkdir()
     with pytest.raises(UserError, match="is a directory; name a file"):

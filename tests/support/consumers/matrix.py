@@ -64,9 +64,9 @@ def verdicts(page: str) -> dict[tuple[str, str], Verdict]:
     found: dict[tuple[str, str], Verdict] = {}
     for line in page.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        verdict = next((known for known in VERDICTS if len(cells) == 6 and cells[3].startswith(known)), None)
-        if verdict:
-            found[cells[0], cells[2]] = verdict
+        said = [known for known in VERDICTS if len(cells) == 6 and cells[3].startswith(known)]
+        if said:
+            found[cells[0], cells[2]] = said[0]
     return found
 
 

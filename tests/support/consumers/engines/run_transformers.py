@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,7 +17,7 @@ def ask(checkpoint: Path, work: Path, prompts: list[str], steps: int) -> Iterato
     if stored != torch.bfloat16:
         raise ValueError(f"loads as {stored}, and the weights are torch.bfloat16")
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, torch_dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, torch_dtype=torch.float32).eval()
     for prompt in prompts:
         tokens = tokenizer(prompt)["input_ids"]
         ids = torch.tensor([tokens])
