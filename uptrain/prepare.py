@@ -7,6 +7,8 @@ from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING
 
+from accelerate.utils import parse_flag_from_env
+
 from gqa.convert.data import local_path
 from gqa.convert.directory import check_output
 from gqa.convert.errors import UserError
@@ -136,6 +138,11 @@ def _check_places(config: UptrainConfig, plan: Plan, checkpoint: Path, teacher: 
 
 
 def _check_installed(config: UptrainConfig) -> None:
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise UserError(
+            "a run under DeepSpeed could not be saved so that any number of processes resumes it; take "
+            "--accelerate-config fsdp2, which spreads weights, gradients and optimizer as ZeRO-3 does"
+        )
     if config.compile and on_cpu() and not which(os.environ.get("CXX", "g++")):
         raise UserError("compile needs a C++ compiler, and there is none; install g++, or leave compile out")
     for name in config.trackers:
