@@ -21,6 +21,7 @@ from gqa.uptrain.data import Data, Opener
 from gqa.uptrain.divergence import Mixture
 from gqa.uptrain.draws import drawing_of, offline
 from gqa.uptrain.export import Export, plan_export
+from gqa.uptrain.launch import NO_DEEPSPEED
 from gqa.uptrain.lesson import Lesson
 from gqa.uptrain.memory import advice, estimate_memory, in_units, memory_here
 from gqa.uptrain.model import device_of_run, load_model, on_cpu, teacher_type
@@ -139,10 +140,7 @@ def _check_places(config: UptrainConfig, plan: Plan, checkpoint: Path, teacher: 
 
 def _check_installed(config: UptrainConfig) -> None:
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        raise UserError(
-            "a run under DeepSpeed could not be saved so that any number of processes resumes it; take "
-            "--accelerate-config fsdp2, which spreads weights, gradients and optimizer as ZeRO-3 does"
-        )
+        raise UserError(NO_DEEPSPEED)
     if config.compile and on_cpu() and not which(os.environ.get("CXX", "g++")):
         raise UserError("compile needs a C++ compiler, and there is none; install g++, or leave compile out")
     for name in config.trackers:
