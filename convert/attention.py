@@ -60,7 +60,10 @@ class AttentionWeights:
         return self.map_kv(function).map_queries(function)
 
     def parts(self) -> dict[str, Tensor]:
-        """What a fit may move: q, k, v and o, a bias as one more column. Fresh float32 copies, [heads, rows, columns]."""
+        """What a fit may move: q, k, v and o, each with its bias as one more column, as fresh float32 copies.
+
+        [heads, rows, columns] each.
+        """
         return {name: self._with_bias(name).float().clone() for name in "qkvo"}
 
     def with_parts(self, parts: Mapping[str, Tensor]) -> "AttentionWeights":

@@ -130,7 +130,11 @@ def _config(plan: Plan) -> dict[str, Any]:
 
 def default_output(checkpoint: str, groups: int) -> Path:
     """Beside the input, `-mqa` or `-gqaG` added to its name; in the working directory for a Hub id."""
-    suffix = "-mqa" if groups == 1 else f"-gqa{groups}"
+    return beside(checkpoint, "-mqa" if groups == 1 else f"-gqa{groups}")
+
+
+def beside(checkpoint: str, suffix: str) -> Path:
+    """Beside the input, `suffix` added to its name; in the working directory for a Hub id."""
     path = Path(checkpoint)
     if not path.is_dir():
         return Path(path.name + suffix)

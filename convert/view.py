@@ -7,7 +7,7 @@ from statistics import mean
 from rich.console import Console
 from rich.table import Table
 
-from gqa.convert.plan import LayerPlan, Plan
+from gqa.convert.plan import ConvertOptions, LayerPlan, Plan
 from gqa.convert.provenance import read_stages
 
 
@@ -44,12 +44,17 @@ def show_result(plan: Plan, output: Path, seconds: float, console: Console) -> N
     if plan.family.hears:
         console.print("A conversion loses quality until it is trained on speech, by a program of your own.")
         return
-    if plan.options.fit:
+    show_what_follows(plan.options, plan.checkpoint, output, console)
+
+
+def show_what_follows(options: ConvertOptions, checkpoint: Path, output: Path, console: Console) -> None:
+    """What the fit did, if there was one, and what to do next."""
+    if options.fit:
         console.print(_what_the_fit_did(output), soft_wrap=True)
         console.print("What is left can be uptrained away. Next:", soft_wrap=True)
     else:
         console.print("A conversion loses quality until it is uptrained. Next:", soft_wrap=True)
-    console.print(f"  gqa-eval {plan.checkpoint} {output} --data TEXT", soft_wrap=True, highlight=False)
+    console.print(f"  gqa-eval {checkpoint} {output} --data TEXT", soft_wrap=True, highlight=False)
     console.print(f"  gqa-uptrain {output} --data TEXT --max-tokens N", soft_wrap=True, highlight=False)
 
 

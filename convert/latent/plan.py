@@ -12,8 +12,8 @@ from gqa.convert.checkpoint import Checkpoint
 from gqa.convert.config import converted_config
 from gqa.convert.derived import Entry
 from gqa.convert.errors import UserError
-from gqa.convert.latent.frequencies import chosen_pairs, rope_settings, score_factor
 from gqa.convert.latent.factors import Factors
+from gqa.convert.latent.frequencies import chosen_pairs, rope_settings, score_factor
 from gqa.convert.latent.sources import check_held
 from gqa.convert.latent.target import MODEL_TYPE, LatentShape, family
 from gqa.convert.merging import load_layer
@@ -33,7 +33,6 @@ _CARRIED = (
     "initializer_range",
     "rms_norm_eps",
     "use_cache",
-    "pad_token_id",
     "bos_token_id",
     "eos_token_id",
     "tie_word_embeddings",
@@ -51,8 +50,8 @@ class LatentOptions:
     kv_rank: int | None = None
     """numbers of a token's latent, one of which is constant; in place of the share, or beside it"""
     rope_dim: int | None = None
-    """numbers of a token's rotary key (default: as many as a head has, or a quarter of a cache so small that they
-    would take more of it)"""
+    """numbers of a token's rotary key (default: as many as a head has beside a `kv_rank`; of a share three eighths, and
+    no more than twice as many as a head has)"""
 
     def __post_init__(self) -> None:
         if self.kv_rank is None and self.kv_budget is None:
@@ -61,7 +60,8 @@ class LatentOptions:
             raise UserError("--kv-rank and --kv-budget both say how much to keep; give one of them")
         if self.kv_budget is not None and not 0 < self.kv_budget < 1:
             raise UserError(
-                f"kv_budget is {self.kv_budget:g}; it is a share of the KV cache, between 0 and 1 (0.25 keeps a quarter)"
+                f"kv_budget is {self.kv_budget:g}; it is a share of the KV cache, between 0 and 1 (0.25 keeps a "
+                "quarter)"
             )
         for name in ("kv_rank", "rope_dim"):
             value = getattr(self, name)
@@ -79,7 +79,7 @@ class LatentOptions:
             UserError: the budget has no room for both, or there is not so much to keep.
         """
         budget = None if self.kv_budget is None else 2 * int(self.kv_budget * cached * (1 + 1e-9) / 2)
-        usual = head_dim if budget is None else min(head_dim, max(2, 2 * (budget // 8)))
+        usual = head_dim if budget is None else min(2 * head_dim, max(2, 2 * (3 * budget // 16)))
         rope_dim = self.rope_dim or usual
         kv_rank = self.kv_rank or (budget or 0) - rope_dim
         if kv_rank < 2:
@@ -212,6 +212,7 @@ def plan_latent(checkpoint: Path, latent: LatentOptions, options: ConvertOptions
         key: source.config[key] for key in _SAID if key in source.config
     }
     written = {"architectures": ["YoutuForCausalLM"], "model_type": MODEL_TYPE, **carried, **shape.settings()}
+    written["pad_token_id"] = None  # the class would put zeros in the place of that token's embedding, also when tied
     written["rope_parameters"] = rope_settings(config, rotation, pairs)
     merged = [_attention(source, layer, shape) for layer in range(heads.num_layers)]
     return LatentPlan(
@@ -236,17 +237,13 @@ def _attention(source: Plan, layer: int, shape: LatentShape) -> list[OutputTenso
     bias = "o_proj.bias"
     there = any(tensor.name == prefix + bias for tensor in source.tensors)
     shapes = shape.tensors() | ({} if there else {bias: (shape.hidden_size,)})
-    return [
-        OutputTensor(name=prefix + name, dtype=dtype, shape=size, source=None) for name, size in shapes.items()
-    ]
+    return [OutputTensor(name=prefix + name, dtype=dtype, shape=size, source=None) for name, size in shapes.items()]
 
 
 def _in_writing_order(source: Plan, merged: list[list[OutputTensor]]) -> Iterator[OutputTensor]:
     """The source's order, each layer's attention where it stood there."""
     layer_of = {
-        prefix + name: layer
-        for layer, prefix in enumerate(source.prefixes)
-        for name in source.attention[layer]
+        prefix + name: layer for layer, prefix in enumerate(source.prefixes) for name in source.attention[layer]
     }
     written: set[int] = set()
     for tensor in source.tensors:

@@ -10,7 +10,6 @@ biases that the constant channel needs, in silence, where they refuse a youtu.)
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,5 +145,3 @@ def _norm(channels: int, like: Tensor) -> tuple[Tensor, float]:
 def _reading_constant(weight: Tensor) -> Tensor:
     """What reads [c; 1] as what reads [c; CONSTANT]."""
     return torch.cat([weight[:, :-1], weight[:, -1:] / CONSTANT], dim=1)
-
-

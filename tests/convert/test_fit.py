@@ -53,9 +53,7 @@ def fitted(path: Path, options: FitOptions = QUICK, **more) -> list[FittedLayer]
     model, converted = staged(path), staged(path, GROUPS)
     writers = {"in_class": partial(all_tensors, model.family.of_class), **more}
     written = partial(all_tensors, model.family)
-    return list(
-        fit_layers(model, converted, lambda layer, _: mean(model, layer), WINDOWS, options, written, **writers)
-    )
+    return list(fit_layers(model, converted, lambda layer, _: mean(model, layer), WINDOWS, options, written, **writers))
 
 
 @pytest.fixture
