@@ -80,12 +80,13 @@ class LatentCommand:
         """
         started, source = time.monotonic(), resolve_checkpoint(checkpoint)
         quiet_transformers()
+        damages: list[Damage] = []
         with step_bar(quiet=console.quiet) as progress:
             plan = plan_latent(source, self.latent, self.options)
             _show_sizes(plan, console)
             target = output or beside(checkpoint, f"-mla{plan.shape.kv_rank}")
             if dry_run:
-                damages = list(predicted(plan, progress))
+                damages.extend(predicted(plan, progress))
             else:
                 with progress_bar(f"Writing {target.name}", plan.total_bytes, quiet=console.quiet) as advance:
                     write_latent(plan, target, overwrite=overwrite, advance=advance, progress=progress)

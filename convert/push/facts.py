@@ -46,10 +46,15 @@ class Facts:
         return list(self.conversions[0]["kv_heads_before"]), list(self.conversions[-1]["kv_heads_after"])
 
     @property
+    def latent(self) -> Mapping[str, Any] | None:
+        """The sizes of latent attention, where heads became that."""
+        return self.conversions[-1].get("latent") if self.conversions else None
+
+    @property
     def merged(self) -> bool:
-        """Whether there are fewer KV heads than there were."""
+        """Whether there are fewer KV heads than there were, or a latent in their place."""
         before, after = self.heads
-        return after != before
+        return bool(self.latent) or after != before
 
     @property
     def own_code(self) -> str | None:

@@ -64,6 +64,8 @@ def _tags(facts: Facts) -> list[str] | None:
     _, after = facts.heads
     if not facts.merged:
         return None
+    if facts.latent:
+        return ["mla"]
     return ["mqa"] if set(after) == {1} else ["gqa"]
 
 

@@ -130,13 +130,13 @@ def test_what_is_exact_stays_what_it_is(llama, tmp_path):
 def test_weights_stored_in_bfloat16_are_fitted_on_any_processor(llama, tmp_path, monkeypatch, fast, dtype):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
     llama.model().to(torch.bfloat16).save_pretrained(tmp_path)
-    models = [StagedModel(tmp_path, dtype=dtype, device=CPU, groups=groups) for groups in (None, GROUPS)]
+    model, converted = (StagedModel(tmp_path, dtype=dtype, device=CPU, groups=groups) for groups in (None, GROUPS))
 
     def start(layer: int, _: Moments) -> AttentionWeights:
-        return mean(models[0], layer).map_kv(torch.Tensor.bfloat16).map_queries(torch.Tensor.bfloat16)
+        return mean(model, layer).map_kv(torch.Tensor.bfloat16).map_queries(torch.Tensor.bfloat16)
 
-    written = partial(all_tensors, models[0].family)
-    for layer in fit_layers(*models, start, WINDOWS, QUICK, written, dtype=torch.bfloat16):
+    written = partial(all_tensors, model.family)
+    for layer in fit_layers(model, converted, start, WINDOWS, QUICK, written, dtype=torch.bfloat16):
         assert 0 < layer.fit.held_out_after < layer.fit.held_out_before
 
 

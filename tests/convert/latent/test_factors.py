@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from transformers import YoutuConfig
+from transformers.models.youtu.modeling_youtu import YoutuRotaryEmbedding
 
 from gqa.convert.algebra import root_and_inverse
 from gqa.convert.keys import head_weights
@@ -117,15 +119,10 @@ def test_pairs_go_where_nothing_else_can_stand_in():
 
 @pytest.mark.parametrize("pairs", [(0, 0, 1, 3), (1,), ALL])
 def test_the_class_turns_the_key_as_was_asked(llama, pairs):
-    from transformers import AutoConfig
-    from transformers.models.youtu.modeling_youtu import YoutuRotaryEmbedding
-
     config = llama.config(rope_parameters={"rope_type": "default", "rope_theta": 300.0})
     rotation = Rotation(angles=300.0 ** -(torch.arange(4).double() / 4), order=torch.arange(8), context=128)
     settings = rope_settings(config, rotation, pairs)
-    target = AutoConfig.for_model(
-        "youtu", qk_rope_head_dim=2 * len(pairs), max_position_embeddings=128, rope_parameters=settings
-    )
+    target = YoutuConfig(qk_rope_head_dim=2 * len(pairs), max_position_embeddings=128, rope_parameters=settings)
     positions = torch.arange(1000)[None]
     cos, sin = YoutuRotaryEmbedding(target)(torch.zeros(1), positions)
     angles = positions[0, :, None].double() * rotation.angles[list(pairs)]

@@ -5,6 +5,7 @@ are about 4 in size; float32 is held to 1e-4 of that, and the constant channel's
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from gqa.convert.plan import ConvertOptions
 from gqa.eval.cache import cache_size
 
 GROUPS, WIDTH = 2, 16  # KV heads, and the components of all of them
-EXACT = LatentOptions(kv_rank=WIDTH + 2, rope_dim=WIDTH)
+RANK = WIDTH + 2
+EXACT = LatentOptions(kv_rank=RANK, rope_dim=WIDTH)
 PLAIN = ConvertOptions(groups=1, method="lowrank")
 YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 32}
 LLAMA3 = {
@@ -73,10 +75,10 @@ def test_the_cache_holds_one_latent_and_one_rotary_key(llama, tmp_path, load):
     model, converted = pair(llama, tmp_path, load)
     cache = converted(ids(12), use_cache=True).past_key_values
     for layer in cache.layers:
-        assert layer.keys.shape == (2, 1, 12, EXACT.kv_rank)
-        assert layer.values.shape == (2, 1, 12, EXACT.rope_dim)
+        assert layer.keys.shape == (2, 1, 12, RANK)
+        assert layer.values.shape == (2, 1, 12, WIDTH)
     size = cache_size(converted, converted.config, 12)
-    assert size.bytes_per_token == 4 * 2 * (EXACT.kv_rank + EXACT.rope_dim)  # bytes of a number, layers, numbers
+    assert size.bytes_per_token == 4 * 2 * (RANK + WIDTH)  # bytes of a number, layers, numbers
     assert size.agree
     assert size.num_kv_heads == 1
     assert cache_size(model, model.config, 12).bytes_per_token == 4 * 2 * (2 * WIDTH)
@@ -84,15 +86,15 @@ def test_the_cache_holds_one_latent_and_one_rotary_key(llama, tmp_path, load):
 
 @torch.no_grad()
 def test_generation_with_a_cache_and_padding_on_the_left(llama, tmp_path, load):
-    model, converted = pair(llama, tmp_path, load)
+    models: list[Any] = list(pair(llama, tmp_path, load))
     prompt, mask = ids(9), torch.ones(2, 9, dtype=torch.long)
     mask[1, :4] = 0
-    for one in (model, converted):
+    for one in models:
         one.generation_config.eos_token_id = None
     settings = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
-    wanted = model.generate(prompt, **settings)
-    assert torch.equal(converted.generate(prompt, **settings), wanted)
-    assert torch.equal(converted.generate(prompt, **settings, use_cache=False), wanted)
+    wanted, found = (one.generate(prompt, **settings) for one in models)
+    assert torch.equal(found, wanted)
+    assert torch.equal(models[1].generate(prompt, **settings, use_cache=False), wanted)
 
 
 @torch.no_grad()
