@@ -208,7 +208,7 @@ def plan_latent(checkpoint: Path, latent: LatentOptions, options: ConvertOptions
         query_bias=f"{source.family.q}.bias" in source.attention[0],
     )
     pairs = chosen_pairs(_wide_layers(source), rotation, rope_dim)
-    carried = {key: getattr(config, key) for key in _CARRIED} | {
+    carried = {key: getattr(config, key) for key in _CARRIED if hasattr(config, key)} | {
         key: source.config[key] for key in _SAID if key in source.config
     }
     written = {"architectures": ["YoutuForCausalLM"], "model_type": MODEL_TYPE, **carried, **shape.settings()}

@@ -14,7 +14,7 @@ from gqa.convert.plan import Plan
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-HELD = ("internlm3", "llama", "mistral", "qwen2", "seed_oss")
+HELD = ("ernie4_5", "helium", "internlm3", "iquestcoder", "llama", "mistral", "qwen2", "seed_oss")
 """model types, after a rewrite if there is one, whose layers the target's class computes alike"""
 
 _OUTSIDE = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}

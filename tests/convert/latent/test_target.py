@@ -59,6 +59,10 @@ def ids(length: int, rows: int = 2) -> Tensor:
         ("qwen2", {}),
         ("internlm3", {}),
         ("seed_oss", {}),
+        ("iquestcoder", {}),
+        ("helium", {}),
+        ("ernie4_5", {}),
+        ("ernie4_5", {"use_bias": True}),
     ],
     ids=lambda value: value if isinstance(value, str) else str(value.get("rope_parameters", {}).get("rope_type", "")),
 )
