@@ -4,6 +4,7 @@ Some stock classes repeat keys and values before they cache them, or keep more t
 differ, and only the measured one is what a server pays.
 """
 
+import inspect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,11 @@ def formula_cache_bytes(config: "PreTrainedConfig", context: int, itemsize: int)
     return _cached_numbers(config) * itemsize * sum(tokens for tokens in kept if tokens is not None)
 
 
+def cache_argument(model: "PreTrainedModel") -> str:
+    """What the model's forward calls the cache that it is given; transformers renames it in the course of 5.x."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
 def measured_cache_bytes(model: "PreTrainedModel", context: int) -> int:
     """Run `context` tokens through the model and read the bytes of keys and values out of the cache it returns."""
     import torch
@@ -100,7 +106,7 @@ def measured_cache_bytes(model: "PreTrainedModel", context: int) -> int:
     ids = torch.arange(context, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
     with torch.inference_mode():
         cache = model(input_ids=ids, use_cache=True).past_key_values
-    return _cache_bytes(cache)
+    return cache_bytes(cache)
 
 
 def measured_pair_bytes(model: "PreTrainedModel", context: int) -> tuple[int, int]:
@@ -110,7 +116,7 @@ def measured_pair_bytes(model: "PreTrainedModel", context: int) -> tuple[int, in
     ids = torch.arange(context, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
     with torch.inference_mode():
         cache = model(input_ids=ids, decoder_input_ids=ids, use_cache=True).past_key_values
-    return _cache_bytes(cache.self_attention_cache), _cache_bytes(cache.cross_attention_cache)
+    return cache_bytes(cache.self_attention_cache), cache_bytes(cache.cross_attention_cache)
 
 
 def num_kv_heads(config: "PreTrainedConfig") -> int:
@@ -159,7 +165,8 @@ def _kept_tokens(config: "PreTrainedConfig", kind: str, context: int) -> int | N
     return None
 
 
-def _cache_bytes(cache: Any) -> int:
+def cache_bytes(cache: Any) -> int:
+    """Bytes of the keys and values in a cache."""
     return sum(_bytes(getattr(layer, name, None)) for layer in cache.layers for name in ("keys", "values"))
 
 

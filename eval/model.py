@@ -58,6 +58,20 @@ def load_model(
     return model.to(device).eval()
 
 
+def set_attention(model: "PreTrainedModel", attention: str) -> None:
+    """Choose the attention implementation; auto leaves it to transformers.
+
+    Raises:
+        UserError: it is not installed, or the model can't use it.
+    """
+    if attention == "auto":
+        return
+    try:
+        model.set_attn_implementation(attention)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"attention {attention} can't be used: {str(error).splitlines()[0]}") from error
+
+
 def _check_start(model: "PreTrainedModel", checkpoint: Path) -> None:
     """Refuse an encoder-decoder that can't tell what targets begin with, before anything is run."""
     import torch

@@ -1,7 +1,7 @@
 """Material for encoder-decoders: sources with their targets, as the data has them or made by span corruption."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,14 +11,17 @@ import numpy as np
 from gqa.convert.data import has_columns, read_documents, read_pairs
 from gqa.convert.errors import UserError
 from gqa.eval.estimate import Sample, choose_sample
-from gqa.eval.material import Material, count
+from gqa.eval.material import Material, Predicted, count
 from gqa.eval.options import EvalOptions
+from gqa.eval.room import Room, bucketed
 from gqa.eval.spans import MEAN_SPAN, NOISE_DENSITY, NOWHERE, span_corruption
-from gqa.eval.teacher import Pair, pair_batches, target_nlls
+from gqa.eval.teacher import Pair, pair_length, predict_targets
 from gqa.eval.text import bytes_of_tokens, tokenise
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
+
+    from gqa.eval.halves import Halves
 
 _PAIRS_PER_CALL = 64
 
@@ -50,20 +53,18 @@ class PairMaterial(Material):
         """The largest id of sources and targets."""
         return max(int(self.targets.max()), *(int(pair.source.max()) for pair in self.pairs))
 
-    def predicted_at_once(self, options: EvalOptions) -> int:
-        """The longest target."""
-        del options
-        return max(pair.end - pair.start for pair in self.pairs)
+    @property
+    def position(self) -> np.ndarray:
+        """In the target, behind what the decoder starts with."""
+        return np.concatenate([np.arange(1, pair.end - pair.start + 1) for pair in self.pairs])
 
-    def batches(self, size: int) -> list[list[Pair]]:
-        """Pairs, the longest targets first."""
-        return pair_batches(self.pairs, size)
+    def batches(self, room: Room) -> list[list[Pair]]:
+        """Pairs, the longest first."""
+        return bucketed(self.pairs, pair_length, room)
 
-    def nlls(
-        self, model: "PreTrainedModel", batches: Sequence[Sequence[Any]], progress: Callable[[int], None]
-    ) -> np.ndarray:
-        """Of every token of the batches' targets."""
-        return target_nlls(model, self.targets, batches, progress=progress)
+    def predict(self, halves: "Halves", batch: Sequence[Any]) -> Predicted:
+        """Every token of the batch's targets."""
+        return predict_targets(halves, self.targets, batch)
 
     def facts(self) -> dict[str, Any]:
         """Pairs, what they were made from, and what was cut."""
@@ -111,7 +112,14 @@ def pair_material(tokenizer: "PreTrainedTokenizerBase", options: EvalOptions, ch
 
 
 def _check_options(options: EvalOptions, checkpoint: object) -> None:
-    for name, asked in (("stride", options.stride is not None), ("bos", options.bos != "auto")):
+    for name, asked in {
+        "stride": options.stride is not None,
+        "bos": options.bos != "auto",
+        "a second window": bool(options.further_windows),
+        "recall": bool(options.recall),
+        "diagnose": options.diagnose,
+        "speed": options.speed is not None,
+    }.items():
         if asked:
             raise UserError(f"{name} is for decoders, and {checkpoint} is an encoder-decoder; leave it out")
 

@@ -4,12 +4,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gqa.convert.errors import UserError
 from gqa.convert.pretrained import load_config, load_tokenizer
 from gqa.convert.source import resolve_checkpoint
 from gqa.convert.tensors import weight_files
+from gqa.eval.history import read_history
 from gqa.eval.material import Material
 from gqa.eval.options import EvalOptions
 from gqa.eval.pairs import pair_material
@@ -28,6 +29,9 @@ class Subject:
     config: "PreTrainedConfig"
     material: Material
     """What its tokenizer makes of the data; checkpoints with the same tokenizer share one."""
+
+    history: dict[str, Any] | None = None
+    """How it was made (`gqa.eval.history`), where gqa.json tells."""
 
 
 def prepare(named: Sequence[tuple[str, Path]], options: EvalOptions) -> list[Subject]:
@@ -51,7 +55,9 @@ def prepare(named: Sequence[tuple[str, Path]], options: EvalOptions) -> list[Sub
         if key not in materials:
             materials[key] = _material(tokenizer, config, options, path)
         _check_vocabulary(materials[key], tokenizer, config, path)
-        subjects.append(Subject(label=label, path=path, config=config, material=materials[key]))
+        subjects.append(
+            Subject(label=label, path=path, config=config, material=materials[key], history=read_history(path))
+        )
     return subjects
 
 
@@ -123,9 +129,17 @@ def _identity(tokenizer: "PreTrainedTokenizerBase", path: Path) -> str:
 
 def _check_window(config: "PreTrainedConfig", options: EvalOptions, path: Path) -> None:
     positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return
     unseen = 0 if config.is_encoder_decoder else 1  # a window's last token is predicted, never seen
-    if positions is not None and options.window - unseen > positions:
-        raise UserError(f"window {options.window} is longer than the {positions} positions of {path}; use {positions}")
+    contexts = () if options.speed is None else (each + options.speed.steps for each in options.speed.context)
+    asked = {"window": [window - unseen for window in options.windows], "recall": options.recall, "context": contexts}
+    for name, lengths in asked.items():
+        longest = max(lengths, default=0)
+        if longest > positions:
+            given = longest + unseen if name == "window" else longest
+            what = f"{name} {given}" if name != "context" else f"context (with the steps decoded) of {given} tokens"
+            raise UserError(f"{what} is longer than the {positions} positions of {path}; use {positions}")
 
 
 def _check_vocabulary(

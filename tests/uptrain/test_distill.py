@@ -20,8 +20,9 @@ from gqa.convert.errors import UserError
 from gqa.convert.plan import ConvertOptions
 from gqa.convert.provenance import read_stages
 from gqa.convert.rewrite import convert
+from gqa.eval.attentions import AttentionOutputs, attentions
 from gqa.uptrain import chunks, uptrain
-from gqa.uptrain.attention_outputs import AttentionOutputs, attentions, distance
+from gqa.uptrain.attention_outputs import distance
 from gqa.uptrain.batches import IGNORED, Sampler
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.divergence import Mixture, divergence

@@ -1,0 +1,164 @@
+"""Tokens per second of perplexity: ours, lm-evaluation-harness', and the loop of Hugging Face's documentation.
+
+All three score the same windows of the same documents (`max_length` tokens, disjoint, every token but a document's
+first predicted once), and every document's NLL has to be the same. One after the other in turn, several rounds in one
+process, so that what else the machine does hits all alike; ratios are of medians.
+
+    python benchmarks/eval_throughput.py CHECKPOINT --data HELDOUT.jsonl
+    python benchmarks/eval_throughput.py --vocabulary 131072 --data HELDOUT.jsonl     # a random model, a wide head
+
+Documentation's loop: https://huggingface.co/docs/transformers/perplexity, with stride = max_length, one document after
+another. It goes window by window and keeps all logits of one; the harness goes batch by batch and keeps all of a batch,
+and their log-softmax.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from gqa.eval.halves import Halves
+from gqa.eval.model import load_model
+from gqa.eval.options import EvalOptions
+from gqa.eval.room import Room
+from gqa.eval.scoring import score
+from gqa.eval.stream import StreamMaterial, stream_material
+
+os.environ.setdefault("TQDM_DISABLE", "1")  # read by the harness' bars
+Way = Callable[[], np.ndarray]
+
+
+def main(
+    checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint; its tokenizer is used in any case.")] = None,
+    data: Annotated[Path, typer.Option(help="Documents, as JSON lines.")] = Path("heldout.jsonl"),
+    vocabulary: Annotated[int | None, typer.Option(help="Of a random model in the place of the checkpoint's.")] = None,
+    max_length: Annotated[int, typer.Option(help="Tokens of a window.")] = 512,
+    max_tokens: Annotated[int, typer.Option(help="Of the data.")] = 65_536,
+    batch_size: Annotated[int, typer.Option(help="The harness' windows per pass; ours chooses its own.")] = 8,
+    rounds: Annotated[int, typer.Option(help="How often each goes.")] = 3,
+    dtype: Annotated[str, typer.Option(help="Of the model.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Measure the three in turn, check that they agree, and print the table."""
+    if checkpoint is None:
+        raise typer.BadParameter("name a checkpoint")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    if vocabulary is None:
+        model = load_model(checkpoint, dtype=dtype, device=device)
+    else:
+        model = random_model(vocabulary).to(device, getattr(torch, dtype)).eval()
+    model.config.max_position_embeddings = max(max_length, model.config.max_position_embeddings)
+    material = read(tokenizer, data, max_length, max_tokens)
+    ways: dict[str, Way] = {
+        "gqa-eval": lambda: ours(model, material),
+        "lm-evaluation-harness": lambda: harness(model, tokenizer, material, max_length, batch_size),
+        "documentation's loop": lambda: documentation(model, material, max_length),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, np.ndarray] = {}
+    for _ in track(range(rounds), "rounds", console=Console(stderr=True)):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            found[name] = way()
+            seconds[name].append(time.perf_counter() - start)
+    for name, nlls in found.items():
+        np.testing.assert_allclose(nlls, found["gqa-eval"], rtol=1e-4 if dtype == "float32" else 1e-2, err_msg=name)
+    show(seconds, material, float(found["gqa-eval"].sum() / material.sample.num_tokens))
+
+
+def read(tokenizer: PreTrainedTokenizerBase, data: Path, max_length: int, max_tokens: int) -> StreamMaterial:
+    """The protocol of the harness in our words: a BOS before every document, windows that predict `max_length`."""
+    options = EvalOptions(
+        data=str(data),
+        documents="separate",
+        bos="first",
+        window=max_length + 1,
+        stride=max_length,
+        max_tokens=max_tokens,
+    )
+    return stream_material(tokenizer, options)
+
+
+def ours(model: PreTrainedModel, material: StreamMaterial) -> np.ndarray:
+    """NLL of every document."""
+    batches = material.batches(Room(tokens=4096 if model.device.type == "cpu" else 16384))
+    scores = score(Halves(model), material, batches)
+    return np.bincount(material.text.document, weights=scores.nlls)
+
+
+def harness(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, material: StreamMaterial, length: int, batch_size: int
+) -> np.ndarray:
+    """The same by lm-evaluation-harness' own rolling log-likelihood, given the tokens."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    wrap: Any = HFLM
+    model_of = wrap(
+        pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=length, add_bos_token=False
+    )
+    texts = [material.text.ids[start + 1 : end].tolist() for start, end in material.text.sequences]
+    model_of.tok_encode = lambda number, **_: texts[int(number)]  # so that tokenising is nobody's time
+    requests = [Instance("loglikelihood_rolling", {}, (str(number),), number) for number in range(len(texts))]
+    return -np.array(model_of.loglikelihood_rolling(requests, disable_tqdm=True))
+
+
+def documentation(model: PreTrainedModel, material: StreamMaterial, length: int) -> np.ndarray:
+    """The same by the loop that the documentation shows."""
+    nlls = []
+    for start, end in material.text.sequences:
+        ids, total, previous = torch.from_numpy(material.text.ids[start:end])[None], 0.0, 1
+        for begin in range(0, ids.shape[1] - 1, length):
+            last = min(begin + length + 1, ids.shape[1])
+            first = max(0, last - length - 1)
+            window = ids[:, first:last].to(model.device)
+            target = window.clone()
+            target[:, : previous - first] = -100
+            with torch.no_grad():
+                loss = model(window, labels=target).loss
+            total += float(loss) * (last - previous)
+            previous = last
+        nlls.append(total)
+    return np.array(nlls)
+
+
+def random_model(vocabulary: int) -> LlamaForCausalLM:
+    """As small as the checkpoint that is measured, but for its head."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=256,
+            intermediate_size=768,
+            num_hidden_layers=8,
+            num_attention_heads=8,
+            max_position_embeddings=1024,
+        )
+    )
+
+
+def show(seconds: dict[str, list[float]], material: StreamMaterial, nll: float) -> None:
+    """Tokens per second, and how many times faster ours is."""
+    table = Table("perplexity by", "tokens/s", "min-max seconds", "ours is faster by")
+    mine = statistics.median(seconds["gqa-eval"])
+    for name, times in seconds.items():
+        rate = material.sample.num_tokens / statistics.median(times)
+        table.add_row(
+            name, f"{rate:,.0f}", f"{min(times):.1f}-{max(times):.1f}", f"{statistics.median(times) / mine:.2f}"
+        )
+    Console(width=100).print(table)
+    print(f"{material.sample.num_tokens:,} tokens in {len(material.windows)} windows; NLL {nll:.4f} for all three.")
+
+
+if __name__ == "__main__":
+    typer.run(main)
