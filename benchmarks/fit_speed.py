@@ -82,7 +82,8 @@ def fitted(checkpoint: Path, steps: int, device: str) -> tuple[float, float]:
     hidden = original.embed(torch.randint(0, VOCABULARY, (WINDOWS, LENGTH), generator=generator))
     streams = Streams(original=hidden, converted=hidden)
     with original.layer(0) as old, converted.layer(0, replace=all_tensors(converted.family, start)) as new:
-        residuals = [Residual(layer, partial(all_tensors, original.family)) for layer in (old, new)]
+        written = partial(all_tensors, original.family)
+        residuals = Residual(old, written), Residual(new, written)
         with FlopCounterMode(display=False) as counter:
             began = time.perf_counter()
             fit_layer(*residuals, start, train=streams, held_out=streams[:1], options=options)

@@ -173,6 +173,7 @@ def test_bad_options_are_one_sentence(small, tmp_path, arguments, says):
         ({"model_type": "mistral", "sliding_window": 16}, "sees a window of 16 tokens"),
         ({"model_type": "qwen3"}, "a norm on its queries and keys"),
         ({"model_type": "phi"}, "a phi has other norms"),
+        ({"model_type": "ernie4_5", "use_bias": True}, "no place for model.layers.0.mlp."),
         ({"mlp_bias": True}, "no place for model.layers.0.mlp."),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "change with the length"),
     ],

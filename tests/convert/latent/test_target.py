@@ -62,7 +62,6 @@ def ids(length: int, rows: int = 2) -> Tensor:
         ("iquestcoder", {}),
         ("helium", {}),
         ("ernie4_5", {}),
-        ("ernie4_5", {"use_bias": True}),
     ],
     ids=lambda value: value if isinstance(value, str) else str(value.get("rope_parameters", {}).get("rope_type", "")),
 )
