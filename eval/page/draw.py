@@ -163,8 +163,10 @@ def _for_pages(text: str, chart: Chart) -> str:
     ET.register_namespace("", _SVG)
     ET.register_namespace("xlink", _XLINK)
     root = ET.fromstring(text)
-    for metadata in root.findall(f"{{{_SVG}}}metadata"):
-        root.remove(metadata)
+    # Of a file of its own; its style would be that of the whole page.
+    for parent, name in ((root, "metadata"), (root.find(f"{{{_SVG}}}defs"), "style")):
+        for element in [] if parent is None else parent.findall(f"{{{_SVG}}}{name}"):
+            parent.remove(element)
     for size in ("width", "height"):
         root.attrib.pop(size, None)
     root.attrib |= {"role": "img", "class": "chart", "aria-labelledby": "title desc"}
