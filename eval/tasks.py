@@ -2,6 +2,8 @@
 
 import importlib.util
 from collections.abc import Callable
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,15 +57,15 @@ def run_tasks(
     backend = "seq2seq" if model.config.is_encoder_decoder else "causal"
     harness = wrap(pretrained=model, tokenizer=tokenizer, backend=backend, batch_size=options.batch_size or 8)
     try:
-        found = run(
-            model=harness,
-            tasks=list(options.tasks),
-            task_manager=_manager(options),
-            limit=options.task_limit,
-            bootstrap_iters=1000,
-            log_samples=False,
-            verbosity="ERROR",
-        )
+        with redirect_stderr(StringIO()):  # its own bars; what goes wrong is raised
+            found = run(
+                model=harness,
+                tasks=list(options.tasks),
+                task_manager=_manager(options),
+                limit=options.task_limit,
+                bootstrap_iters=1000,
+                log_samples=False,
+            )
     except (OSError, ValueError, ImportError) as error:  # no network, no data set, a field that is not there
         raise UserError(f"tasks {', '.join(options.tasks)} can't be run: {first_line(error)}") from error
     return {task: _metrics(values) for task, values in found["results"].items()}
@@ -85,4 +87,4 @@ def _metrics(values: dict[str, Any]) -> dict[str, dict[str, float | None]]:
 def _manager(options: EvalOptions) -> Any:
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=options.task_path, verbosity="ERROR")
+    return TaskManager(include_path=options.task_path)

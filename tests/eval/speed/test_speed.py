@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from gqa.eval.cache import cache_argument
 from gqa.eval.evaluate import evaluate
 from gqa.eval.options import EvalOptions
 from gqa.eval.speed import packed
@@ -58,8 +59,8 @@ def test_decoding_with_a_fixed_cache_is_decoding(make_checkpoint, attention):
     cache = static_cache(model, 16)
     with torch.no_grad():
         whole = model(input_ids=ids).logits
-        model(input_ids=ids[:, :8], past_key_values=cache)
-        steps = [model(input_ids=ids[:, at : at + 1], past_key_values=cache).logits for at in range(8, 12)]
+        model(input_ids=ids[:, :8], **{cache_argument(model): cache})
+        steps = [model(input_ids=ids[:, at : at + 1], **{cache_argument(model): cache}).logits for at in range(8, 12)]
     torch.testing.assert_close(torch.cat(steps, dim=1), whole[:, 8:], rtol=1e-4, atol=1e-4)
 
 
@@ -67,9 +68,9 @@ def test_a_cache_that_counts_as_filled_is_where_it_would_be(checkpoint):
     model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
     cache = static_cache(model, 16)
     with torch.no_grad():
-        model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[5]]), **{cache_argument(model): cache})
         count_as_filled(cache, 9)
-        model(input_ids=torch.tensor([[6]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[6]]), **{cache_argument(model): cache})
     layers: list[Any] = cache.layers
     assert [int(layer.get_seq_length()) for layer in layers] == [10, 10]
     assert bool(layers[0].keys[0, 0, 9].any())
