@@ -1,15 +1,16 @@
 """Tokens per second of perplexity: ours, lm-evaluation-harness', and the loop of Hugging Face's documentation.
 
-All three score the same windows of the same documents (`max_length` tokens, disjoint, every token but a document's
-first predicted once), and every document's NLL has to be the same. One after the other in turn, several rounds in one
-process, so that what else the machine does hits all alike; ratios are of medians.
+All three score the same windows of the same documents (`max_length` tokens, every token but a document's first
+predicted once), and every document's NLL has to be the same. Windows are disjoint, as the harness has them; with a
+`--stride` they overlap, as the documentation has them, and the harness is left out. One goes after the other, several
+rounds in one process, so that what else the machine does hits all alike; ratios are of medians.
 
     python benchmarks/eval_throughput.py CHECKPOINT --data HELDOUT.jsonl
-    python benchmarks/eval_throughput.py --vocabulary 131072 --data HELDOUT.jsonl     # a random model, a wide head
+    python benchmarks/eval_throughput.py CHECKPOINT --data HELDOUT.jsonl --vocabulary 131072   # random, a wide head
+    python benchmarks/eval_throughput.py CHECKPOINT --data HELDOUT.jsonl --max-length 1024 --stride 512
 
-Documentation's loop: https://huggingface.co/docs/transformers/perplexity, with stride = max_length, one document after
-another. It goes window by window and keeps all logits of one; the harness goes batch by batch and keeps all of a batch,
-and their log-softmax.
+The documentation's loop (https://huggingface.co/docs/transformers/perplexity) takes one document after another, window
+by window, and keeps all logits of one; the harness goes batch by batch, and keeps all of a batch and their log-softmax.
 """
 
 import os
@@ -39,10 +40,11 @@ Way = Callable[[], np.ndarray]
 
 
 def main(
-    checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint; its tokenizer is used in any case.")] = None,
-    data: Annotated[Path, typer.Option(help="Documents, as JSON lines.")] = Path("heldout.jsonl"),
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint; its tokenizer is used in any case.")],
+    data: Annotated[Path, typer.Option(help="Documents, as JSON lines.")],
     vocabulary: Annotated[int | None, typer.Option(help="Of a random model in the place of the checkpoint's.")] = None,
     max_length: Annotated[int, typer.Option(help="Tokens of a window.")] = 512,
+    stride: Annotated[int | None, typer.Option(help="From one window to the next.  [default: max_length]")] = None,
     max_tokens: Annotated[int, typer.Option(help="Of the data.")] = 65_536,
     batch_size: Annotated[int, typer.Option(help="The harness' windows per pass; ours chooses its own.")] = 8,
     rounds: Annotated[int, typer.Option(help="How often each goes.")] = 3,
@@ -50,20 +52,20 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Measure the three in turn, check that they agree, and print the table."""
-    if checkpoint is None:
-        raise typer.BadParameter("name a checkpoint")
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     if vocabulary is None:
         model = load_model(checkpoint, dtype=dtype, device=device)
     else:
         model = random_model(vocabulary).to(device, getattr(torch, dtype)).eval()
     model.config.max_position_embeddings = max(max_length, model.config.max_position_embeddings)
-    material = read(tokenizer, data, max_length, max_tokens)
+    stride = stride or max_length
+    material = read(tokenizer, data, max_length, stride, max_tokens)
     ways: dict[str, Way] = {
         "gqa-eval": lambda: ours(model, material),
-        "lm-evaluation-harness": lambda: harness(model, tokenizer, material, max_length, batch_size),
-        "documentation's loop": lambda: documentation(model, material, max_length),
+        "documentation's loop": lambda: documentation(model, material, max_length, stride),
     }
+    if stride == max_length:
+        ways["lm-evaluation-harness"] = lambda: harness(model, tokenizer, material, max_length, batch_size)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     found: dict[str, np.ndarray] = {}
     for _ in track(range(rounds), "rounds", console=Console(stderr=True)):
@@ -76,14 +78,16 @@ def main(
     show(seconds, material, float(found["gqa-eval"].sum() / material.sample.num_tokens))
 
 
-def read(tokenizer: PreTrainedTokenizerBase, data: Path, max_length: int, max_tokens: int) -> StreamMaterial:
+def read(
+    tokenizer: PreTrainedTokenizerBase, data: Path, max_length: int, stride: int, max_tokens: int
+) -> StreamMaterial:
     """The protocol of the harness in our words: a BOS before every document, windows that predict `max_length`."""
     options = EvalOptions(
         data=str(data),
         documents="separate",
         bos="first",
         window=max_length + 1,
-        stride=max_length,
+        stride=stride,
         max_tokens=max_tokens,
     )
     return stream_material(tokenizer, options)
@@ -113,12 +117,12 @@ def harness(
     return -np.array(model_of.loglikelihood_rolling(requests, disable_tqdm=True))
 
 
-def documentation(model: PreTrainedModel, material: StreamMaterial, length: int) -> np.ndarray:
+def documentation(model: PreTrainedModel, material: StreamMaterial, length: int, stride: int) -> np.ndarray:
     """The same by the loop that the documentation shows."""
     nlls = []
     for start, end in material.text.sequences:
         ids, total, previous = torch.from_numpy(material.text.ids[start:end])[None], 0.0, 1
-        for begin in range(0, ids.shape[1] - 1, length):
+        for begin in range(0, ids.shape[1] - 1, stride):
             last = min(begin + length + 1, ids.shape[1])
             first = max(0, last - length - 1)
             window = ids[:, first:last].to(model.device)
@@ -128,6 +132,8 @@ def documentation(model: PreTrainedModel, material: StreamMaterial, length: int)
                 loss = model(window, labels=target).loss
             total += float(loss) * (last - previous)
             previous = last
+            if last == ids.shape[1]:
+                break
         nlls.append(total)
     return np.array(nlls)
 
@@ -157,7 +163,7 @@ def show(seconds: dict[str, list[float]], material: StreamMaterial, nll: float) 
             name, f"{rate:,.0f}", f"{min(times):.1f}-{max(times):.1f}", f"{statistics.median(times) / mine:.2f}"
         )
     Console(width=100).print(table)
-    print(f"{material.sample.num_tokens:,} tokens in {len(material.windows)} windows; NLL {nll:.4f} for all three.")
+    print(f"{material.sample.num_tokens:,} tokens in {len(material.windows)} windows; NLL {nll:.4f} for all.")
 
 
 if __name__ == "__main__":
