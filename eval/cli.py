@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gqa.convert.console import friendly_errors
+from gqa.convert.console import EXIT_CODES, command_app, friendly_errors
 from gqa.eval.options import Bos, Documents, Dtype, EvalOptions
 
 if TYPE_CHECKING:
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
     from gqa.eval.report import Report
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = command_app()
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def evaluate(
     checkpoints: Annotated[
         list[str],
@@ -154,4 +154,4 @@ def _table(report: "Report", *, narrow: bool = False) -> "Table":
 
 def main() -> None:
     """Run the command."""
-    app()
+    app(prog_name="gqa-eval")

@@ -12,15 +12,19 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from gqa.convert.console import friendly_errors
+from gqa.convert.console import command_app, friendly_errors
 from gqa.convert.options import build_options
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.recipe import overlay, read_table
 
+_EXIT_CODES = (
+    "Exit codes: 0 done, or saved and stopped by SIGTERM; 2 the input was wrong, as one sentence on stderr says; "
+    "130 saved and stopped by Ctrl-C."
+)
 _SHORT = {"output": "-o", "quiet": "-q"}
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-cache_app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = command_app()
+cache_app = command_app()
 
 
 def uptrain_command(recipe: Path | None, as_json: bool, **given: Any) -> None:
@@ -140,8 +144,8 @@ def _flag_type(kind: Any) -> Any:
     return (list[str] if Ellipsis in arguments else kind) | None
 
 
-app.command()(_with_options(uptrain_command))
-cache_app.command()(_with_options(cache_teacher_command))
+app.command(epilog=_EXIT_CODES)(_with_options(uptrain_command))
+cache_app.command(epilog=_EXIT_CODES)(_with_options(cache_teacher_command))
 
 
 def main() -> None:
@@ -149,4 +153,4 @@ def main() -> None:
     if sys.argv[1:2] == ["cache-teacher"]:
         cache_app(sys.argv[2:], prog_name="gqa-uptrain cache-teacher")
     else:
-        app()
+        app(prog_name="gqa-uptrain")
