@@ -52,7 +52,7 @@ def convert_checkpoint(
     Args:
         checkpoint: a directory, or a Hub id. It is never modified.
         output: a directory to make [default: beside the checkpoint, its name with -gqaG or -mqa].
-        groups: KV heads to keep in every layer; 1 is multi-query attention; `auto` is as few as lose at most `max_loss`.
+        groups: KV heads to keep in every layer; 1 is multi-query attention, `auto` as few as lose at most `max_loss`.
         kv_budget: instead of groups: the share of the KV cache to keep.
         max_loss: for `groups="auto"`: nats a token that may be lost on held-out text of `calibration`.
         method: how the heads of a group become one: mean, first, random, aligned or lowrank.
