@@ -198,4 +198,5 @@ def convert_command(
 
 
 def main() -> None:
+    """Run the command."""
     app(prog_name="gqa-convert")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gqa.convert.console import EXIT_CODES, command_app, friendly_errors
+from gqa.convert.errors import UserError
 from gqa.eval.options import Bos, Documents, Dtype, EvalOptions
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def evaluate(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output directory.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only; with --output or --json.")] = False,
 ) -> None:
     """Compare checkpoints on the same data: perplexity, bits per byte, KV-cache bytes, parameters and size.
 
@@ -93,11 +95,13 @@ def evaluate(
             dtype=dtype,
             device=device,
         )
-        _evaluate(checkpoints, options, output, overwrite=overwrite, as_json=as_json)
+        if quiet and output is None and not as_json:
+            raise UserError("--quiet leaves nothing of an evaluation that is not kept; add --output DIR, or --json")
+        _evaluate(checkpoints, options, output, overwrite=overwrite, as_json=as_json, quiet=quiet)
 
 
 def _evaluate(
-    checkpoints: list[str], options: EvalOptions, output: Path | None, *, overwrite: bool, as_json: bool
+    checkpoints: list[str], options: EvalOptions, output: Path | None, *, overwrite: bool, as_json: bool, quiet: bool
 ) -> None:
     from gqa.convert.pretrained import quiet_transformers
     from gqa.eval.evaluate import evaluate as run
@@ -106,7 +110,7 @@ def _evaluate(
 
     quiet_transformers()
     try:
-        with progress_bar() as progress:
+        with progress_bar(quiet=quiet) as progress:
             report = run(checkpoints, options, output, overwrite=overwrite, progress=progress)
     finally:
         leave_processes()
@@ -114,7 +118,7 @@ def _evaluate(
         return
     if as_json:
         typer.echo(report.to_json(), nl=False)
-    else:
+    elif not quiet:
         _print_table(report, output)
 
 

@@ -72,7 +72,7 @@ def _words() -> list[str]:
 
 @app.command(
     epilog=EXIT_CODES,
-    context_settings={"allow_interspersed_args": False, "allow_extra_args": True, "ignore_unknown_options": True},
+    context_settings={"allow_interspersed_args": False, "allow_extra_args": True},
 )
 def map_command(
     context: typer.Context,
