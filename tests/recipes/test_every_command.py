@@ -21,13 +21,14 @@ from gqa.eval.cli import app as eval_app
 from gqa.recipes.cli import app as run_app
 from gqa.recipes.map import app as map_app
 from gqa.uptrain.cli import app as uptrain_app
-from gqa.uptrain.cli import cache_app
+from gqa.uptrain.cli import cache_app, export_app
 
 WORKING: dict[str, Typer] = {
     "gqa-convert": convert_app,
     "gqa-eval": eval_app,
     "gqa-uptrain": uptrain_app,
     "gqa-uptrain cache-teacher": cache_app,
+    "gqa-uptrain export": export_app,
     "gqa-push": push_app,
     "gqa-run": run_app,
 }
@@ -63,6 +64,7 @@ def words(
             "gqa-eval": f"{checkpoint} {converted} --data {text['heldout']} --window 32 -o {tmp_path / 'report'}",
             "gqa-uptrain": training,
             "gqa-uptrain cache-teacher": training,
+            "gqa-uptrain export": f"{finished_run / 'uptrained.run'} -o {tmp_path / 'out'}",
             "gqa-push": f"{converted} me/model --license mit --dry-run",
             "gqa-run": f"{recipe_file} -o {tmp_path / 'run'}",
         }
