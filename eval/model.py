@@ -21,7 +21,7 @@ def load_model(
     Args:
         checkpoint: the directory of a Hugging Face checkpoint.
         dtype: "float32", "bfloat16", ...; "auto" keeps the precision it is stored in.
-        device: where its weights go.
+        device: where its weights go; "meta": nowhere, and they are not read as a whole either.
 
     Raises:
         UserError: weights are missing, left over, of the wrong shape or damaged; neither kind of model.
@@ -40,6 +40,7 @@ def load_model(
         model, report = kind.from_pretrained(
             checkpoint,
             dtype=dtype,
+            device_map={"": "meta"} if str(device) == "meta" else None,
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,

@@ -47,7 +47,7 @@ def run_command(
     \b
     On several GPUs the middle stage is launched by itself:
       gqa-run llama2-7b-gqa8 --until convert
-      accelerate launch --config_file CONFIG.yaml -m gqa.uptrain --recipe runs/llama2-7b-gqa8/recipe.toml
+      gqa-uptrain --recipe runs/llama2-7b-gqa8/recipe.toml --accelerate-config fsdp2
       gqa-run llama2-7b-gqa8
     """  # noqa: D301 - a raw string would hide \b from click, which then breaks these lines anew
     with friendly_errors():
@@ -75,7 +75,7 @@ def _list(*, as_json: bool) -> None:
     width = max(map(len, described))
     for name, description in described.items():
         typer.echo(f"{name:{width}}  {description}")
-    typer.echo(f"\nThey lie in {SHIPPED}, launch configurations in its folder accelerate.")
+    typer.echo(f"\nThey lie in {SHIPPED}.")
 
 
 def _show(recipe: "Recipe", *, as_json: bool) -> None:
@@ -105,7 +105,7 @@ def _run(recipe: "Recipe", *, until: StageName, force: bool, as_json: bool) -> N
         console.print(results_table(report))
         typer.echo(f"Report: {recipe.report / 'report.md'}, {recipe.report / 'report.json'}")
     elif until == "convert":
-        launch = f"accelerate launch -m gqa.uptrain --recipe {recipe.output / 'recipe.toml'}"
+        launch = f"gqa-uptrain --recipe {recipe.output / 'recipe.toml'} --accelerate-config fsdp2"
         typer.echo(f"The next stage can run on several GPUs: {launch}", err=True)
 
 

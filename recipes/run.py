@@ -213,7 +213,9 @@ def _uptrain_stage(recipe: Recipe, *, force: bool) -> Stage:
         options=_decisive(asdict(config)),
         inputs={
             "checkpoint": source,
-            "data": data_identity(config.data),
+            "data": data_identity(config.data)
+            if isinstance(config.data, str)
+            else list(map(data_identity, config.data)),
             "validation_data": config.validation_data and data_identity(config.validation_data),
         },
         make=make,

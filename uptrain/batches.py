@@ -15,8 +15,6 @@ from typing import Protocol, Self
 import numpy as np
 import torch
 
-from gqa.uptrain.tokens import TokenStore
-
 IGNORED = -100
 """The label of a token that is not to be predicted."""
 
@@ -72,11 +70,35 @@ class Samples(Protocol):
         ...
 
 
+class Store(Protocol):
+    """Token ids with the places where documents start: a `TokenStore`, or several as one."""
+
+    @property
+    def key(self) -> str:
+        """A hash of what it was made from."""
+        ...
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id that occurs."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """The `length` token ids from `start` on."""
+        ...
+
+    def starts_within(self, start: int, length: int) -> np.ndarray:
+        """Offsets from `start` at which a document starts, among the tokens that `read` gives."""
+        ...
+
+
 @dataclass(frozen=True)
 class Sampler:
     """The order in which a store's windows are trained on. A sample is where its window starts in the store."""
 
-    store: TokenStore
+    store: Store
     sequence_length: int
     batch_size: int
     """Sequences in a step, over all processes."""
@@ -85,13 +107,8 @@ class Sampler:
 
     def samples(self, step: int) -> np.ndarray:
         """Where in the store each window of a step starts, as an array of `batch_size`."""
-        windows = len(self.store) // self.sequence_length
         samples = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        starts = np.empty(self.batch_size, np.int64)
-        for index, sample in enumerate(samples):
-            offset, order = epoch_order(self.seed, int(sample // windows), windows, len(self.store))
-            starts[index] = (offset + order[sample % windows] * self.sequence_length) % len(self.store)
-        return starts
+        return window_starts(samples, self.seed, len(self.store), self.sequence_length)
 
     def targets(self, samples: np.ndarray) -> int:
         """How many labels the windows hold."""
@@ -108,7 +125,17 @@ class Sampler:
         return read_windows(self.store, samples, self.sequence_length)
 
 
-def read_windows(store: TokenStore, starts: np.ndarray, length: int) -> Batch:
+def window_starts(samples: np.ndarray, seed: int, tokens: int, length: int) -> np.ndarray:
+    """Where in a ring of so many tokens the windows of these samples start: int64, as many."""
+    windows = tokens // length
+    starts = np.empty(len(samples), np.int64)
+    for index, sample in enumerate(samples):
+        offset, order = epoch_order(seed, int(sample // windows), windows, tokens)
+        starts[index] = (offset + order[sample % windows] * length) % tokens
+    return starts
+
+
+def read_windows(store: Store, starts: np.ndarray, length: int) -> Batch:
     """The windows of `length` tokens at `starts`, with the positions and labels that keep documents apart."""
     tokens = np.stack([store.read(start, length + 1) for start in starts]).astype(np.int64)
     opens = np.zeros(tokens.shape, bool)  # a document starts here  [windows, length + 1]

@@ -35,8 +35,10 @@ class Checkpoints:
     module: nn.Module
     optimizer: torch.optim.Optimizer
 
-    def save(self, step: int) -> Path:
-        """Write the checkpoint of `step`, then delete all but the newest `keep`. All processes call it together.
+    def save(self, step: int, best: int | None = None) -> Path:
+        """Write the checkpoint of `step`, then delete all but the newest `keep` and that of the step `best`.
+
+        All processes call it together.
 
         Raises:
             UserError: the disk is full or fails; the checkpoints that stand stay, and the partial one is removed.
@@ -48,7 +50,7 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        with _without_warnings(), _disk_errors(partial):
+        with without_warnings(), _disk_errors(partial):
             dcp.save(self._state(), checkpoint_id=partial)
         if self.accelerator.is_main_process:
             (partial / _MARKER).write_text(json.dumps({"step": step}) + "\n")
@@ -56,8 +58,9 @@ class Checkpoints:
             shutil.rmtree(target, ignore_errors=True)
             partial.rename(target)
             sync_tree(self.folder)
-            for _, old in complete_checkpoints(self.folder)[: -self.keep]:
-                shutil.rmtree(old)
+            for number, old in complete_checkpoints(self.folder)[: -self.keep]:
+                if number != best:
+                    shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
         return target
 
@@ -67,7 +70,7 @@ class Checkpoints:
         from torch.distributed.checkpoint.state_dict import set_state_dict
 
         state = self._state()
-        with _without_warnings():
+        with without_warnings():
             dcp.load(state, checkpoint_id=checkpoint)
             set_state_dict(
                 self.module, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
@@ -76,7 +79,7 @@ class Checkpoints:
     def _state(self) -> dict[str, Any]:
         from torch.distributed.checkpoint.state_dict import get_state_dict
 
-        with _without_warnings():
+        with without_warnings():
             model, optimizer = get_state_dict(self.module, self.optimizer)
         return {"model": model, "optimizer": optimizer}
 
@@ -116,7 +119,7 @@ def step_of(checkpoint: Path) -> int:
         raise UserError(f"{checkpoint} is not a complete checkpoint of a run (RUN/checkpoints/step-N)") from None
 
 
-class _without_warnings(warnings.catch_warnings):  # noqa: N801 - it is used like a function
+class without_warnings(warnings.catch_warnings):  # noqa: N801 - it is used like a function
     """torch warns that one process is one process, and of its own deprecated calls."""
 
     def __enter__(self) -> None:

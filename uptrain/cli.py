@@ -1,33 +1,44 @@
 """The command `gqa-uptrain`: its options are the fields of UptrainConfig, its help their docstrings."""
 
-import ast
-import inspect
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import MISSING, Field, asdict, fields
-from itertools import pairwise
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
 from gqa.convert.console import friendly_errors
+from gqa.convert.errors import UserError
 from gqa.convert.options import build_options
 from gqa.uptrain.config import UptrainConfig
+from gqa.uptrain.flags import values_of, with_options
+from gqa.uptrain.launch import Launch, gpus_here, words_of
 from gqa.uptrain.recipe import overlay, read_table
-
-_SHORT = {"output": "-o", "quiet": "-q"}
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 cache_app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+export_app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+_LAUNCH: dict[str, Any] = {
+    "accelerate_config": Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Start on every GPU of this machine: ddp, fsdp2, zero3, or a file."),
+    ],
+    "print_launch": Annotated[
+        bool | None,
+        typer.Option("--print-launch", help="Print the accelerate launch line for it, and stop.", show_default=False),
+    ],
+    "nodes": Annotated[int | None, typer.Option(help="Machines, for --print-launch  [default: 1]")],
+    "gpus_per_node": Annotated[int | None, typer.Option(help="Processes on each  [default: the GPUs of this machine]")],
+}
 
 
 def uptrain_command(recipe: Path | None, as_json: bool, **given: Any) -> None:
     """Train a converted checkpoint until it is good again: on text, and from the model that it was converted from.
 
     `gqa-uptrain cache-teacher`, with the same options, runs that model once beforehand; --offline-teacher then trains
-    without it.
+    without it. `gqa-uptrain export RUN` makes a checkpoint of what an unfinished run has saved.
 
     CHECKPOINT goes in unchanged; OUTPUT appears, whole, when the run is finished. Meanwhile OUTPUT.run/ holds
     run.json (the config), metrics.jsonl (a line for every step and validation) and checkpoints/step-N.
@@ -41,11 +52,19 @@ def uptrain_command(recipe: Path | None, as_json: bool, **given: Any) -> None:
       gqa-uptrain ckpt-gqa8 --data corpus.jsonl --max-steps 1000 --teacher ckpt-70b --ce-weight 0.1
       gqa-uptrain t5-gqa2 --data pairs.jsonl --source-column article --target-column summary --max-steps 1000
       gqa-uptrain --recipe recipe.toml --learning-rate 5e-5
+      gqa-uptrain --recipe recipe.toml --accelerate-config fsdp2
+      gqa-uptrain --recipe recipe.toml --accelerate-config fsdp2 --print-launch --nodes 4 --gpus-per-node 8
+      gqa-uptrain ckpt-gqa8 --data code.jsonl --data org/name --data-weights 0.3,0.7 --max-steps 1000
       accelerate launch -m gqa.uptrain --recipe recipe.toml
       ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m gqa.uptrain --recipe recipe.toml
     """  # noqa: D301 - a raw string would hide \b from click, which then breaks these lines anew
     with friendly_errors():
-        _uptrain(_config(recipe, given), as_json=as_json)
+        launching = {name: given.pop(name) for name in _LAUNCH}
+        config = _config(recipe, given)
+        if any(launching.values()):
+            _launch(**launching, words=[*words_of(recipe, given), *["--json"] * as_json])
+        else:
+            _uptrain(config, as_json=as_json)
 
 
 def cache_teacher_command(recipe: Path | None, as_json: bool, **given: Any) -> None:
@@ -69,11 +88,60 @@ def cache_teacher_command(recipe: Path | None, as_json: bool, **given: Any) -> N
             typer.echo(json.dumps({"draws": str(folder)}))
 
 
+def export_command(
+    saved: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run's directory: its newest checkpoint; or one of them."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Where the checkpoint goes  [default: RUN-step-N]", show_default=False),
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="What was trained, if it has moved since  [default: as run.json has it]")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing output.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no notes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
+) -> None:
+    """Make a Hugging Face checkpoint of what a run has saved, whatever the number of processes that saved it.
+
+    Tensors are read from the shards and written one layer at a time, by this one process, without a GPU.
+
+    \b
+    Examples:
+      gqa-uptrain export ckpt-gqa8-uptrained.run
+      gqa-uptrain export ckpt-gqa8-uptrained.run/checkpoints/step-2000 -o ckpt-gqa8-2000
+    """  # noqa: D301 - as above
+    with friendly_errors():
+        from gqa.convert.pretrained import quiet_transformers
+        from gqa.uptrain.exporting import export_saved
+
+        quiet_transformers()
+        made = export_saved(saved, output, checkpoint=checkpoint, overwrite=overwrite, quiet=quiet)
+        if as_json:
+            typer.echo(json.dumps({"output": str(made)}))
+
+
 def _config(recipe: Path | None, given: dict[str, Any]) -> UptrainConfig:
-    flags = {key: value for key, value in given.items() if value not in (None, [], ())}
+    flags = values_of(given)
     if recipe is None:
         return build_options(UptrainConfig, flags, "options")
     return build_options(UptrainConfig, overlay(read_table(recipe), flags), f"recipe {recipe}, [uptrain]")
+
+
+def _launch(
+    accelerate_config: str | None, print_launch: bool, nodes: int | None, gpus_per_node: int | None, words: list[str]
+) -> None:
+    if not (accelerate_config or print_launch):
+        raise UserError("nodes and gpus_per_node are for --accelerate-config and --print-launch; add one of them")
+    each = gpus_here() if gpus_per_node is None else gpus_per_node
+    launch = Launch(config=accelerate_config or "ddp", nodes=1 if nodes is None else nodes, gpus_per_node=each)
+    if not print_launch:
+        launch.start(words)
+    typer.echo(launch.line(words))
+    if launch.nodes > 1:
+        typer.echo("On every machine: NODE_RANK from 0 on, MAIN_ADDRESS of the one with rank 0.", err=True)
 
 
 def _uptrain(config: UptrainConfig, *, as_json: bool) -> None:
@@ -90,63 +158,17 @@ def _uptrain(config: UptrainConfig, *, as_json: bool) -> None:
         typer.echo(json.dumps(asdict(result), default=str))
 
 
-def field_docs(kind: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, from its source."""
-    (body,) = (node.body for node in ast.parse(inspect.getsource(kind)).body if isinstance(node, ast.ClassDef))
-    docs: dict[str, str] = {}
-    for field, doc in pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
-            docs[ast.unparse(field.target)] = inspect.cleandoc(str(doc.value.value))
-    return docs
+app.command()(with_options(uptrain_command, _LAUNCH))
+cache_app.command()(with_options(cache_teacher_command))
+export_app.command()(export_command)
 
-
-def _with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` with a signature that typer can read: CHECKPOINT, --recipe, an option for every field, --json."""
-    types, docs = get_type_hints(UptrainConfig), field_docs(UptrainConfig)
-    checkpoint = typer.Argument(metavar="CHECKPOINT", help=docs["checkpoint"], show_default=False)
-    recipe = typer.Option(metavar="FILE", help="TOML file whose table [uptrain] holds options; flags override them.")
-    options: dict[str, Any] = {
-        "checkpoint": Annotated[str | None, checkpoint],
-        "recipe": Annotated[Path | None, recipe],
-    }
-    for field in fields(UptrainConfig):
-        if field.name != "checkpoint":
-            options[field.name] = Annotated[_flag_type(types[field.name]), _option(field, docs[field.name])]
-    options["as_json"] = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
-    defaults = dict.fromkeys(options, None) | {"as_json": False}
-    parameters = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation)
-        for name, annotation in options.items()
-    ]
-    command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
-    command.__annotations__ = options
-    return command
-
-
-def _option(field: "Field[Any]", doc: str) -> Any:
-    """A field's flag. It has no default of its own: what is not given is left to the recipe, then to the dataclass."""
-    flag = "--" + field.name.replace("_", "-")
-    names = [f"{flag}/--no-{flag[2:]}" if field.type is bool else flag]
-    names += [_SHORT[field.name]] if field.name in _SHORT else []
-    if field.default not in (None, MISSING, ()) and field.default is not False:
-        values = field.default if isinstance(field.default, tuple) else (field.default,)
-        doc += f"  [default: {' '.join(str(value) for value in values)}]"
-    return typer.Option(*names, help=doc, show_default=False)
-
-
-def _flag_type(kind: Any) -> Any:
-    """The type of a field as a flag's: repeatable flags are lists of words, and every flag may be absent."""
-    arguments = getattr(kind, "__args__", ())
-    return (list[str] if Ellipsis in arguments else kind) | None
-
-
-app.command()(_with_options(uptrain_command))
-cache_app.command()(_with_options(cache_teacher_command))
+_COMMANDS = {"cache-teacher": cache_app, "export": export_app}
 
 
 def main() -> None:
     """Run the command, or the one that its first word names."""
-    if sys.argv[1:2] == ["cache-teacher"]:
-        cache_app(sys.argv[2:], prog_name="gqa-uptrain cache-teacher")
+    word = sys.argv[1] if len(sys.argv) > 1 else ""
+    if word in _COMMANDS:
+        _COMMANDS[word](sys.argv[2:], prog_name=f"gqa-uptrain {word}")
     else:
         app()

@@ -7,7 +7,7 @@ a pair of the data's, or a window of text under span corruption.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,14 +15,16 @@ from gqa.convert.data import has_columns
 from gqa.convert.errors import UserError
 from gqa.convert.pretrained import load_tokenizer
 from gqa.eval.pairs import closing
-from gqa.eval.spans import SpanCorruption, span_corruption
-from gqa.uptrain.batches import Sampler, Samples, Tensors, read_windows
+from gqa.eval.spans import span_corruption
+from gqa.uptrain.batches import Samples, Tensors, read_windows
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.pairs import PairSampler, PairStore
 from gqa.uptrain.plan import Plan
 from gqa.uptrain.screen import Screen
 from gqa.uptrain.spans import SpanSampler, corrupted_windows
-from gqa.uptrain.tokens import Text, TokenStore, default_cache, open_stores
+from gqa.uptrain.texts import Texts
+from gqa.uptrain.tokenise import Kind, Text
+from gqa.uptrain.tokens import TokenStore, default_cache, open_stores
 from gqa.uptrain.validate import Validation
 
 if TYPE_CHECKING:
@@ -78,25 +80,21 @@ class Opener:
         if not model.is_encoder_decoder:
             return self._documents()
         columns = {config.source_column, config.target_column}
-        if has_columns(config.data, columns, subset=config.subset, split=config.split):
+        if any(has_columns(data, columns, subset=config.subset, split=config.split) for data in config.sources):
             return self._pairs(model.pad_token_id or 0)
         return self._spans()
 
     def _documents(self) -> Data:
         plan, length = self.plan, self.plan.sequence_length
-
-        def read(store: TokenStore) -> Callable[[np.ndarray], Tensors]:
-            return lambda numbers: read_windows(store, numbers * length, length)
-
-        train, held_out = self._text(Text(*self._where(), self.checkpoint, self._share()))
+        texts = self._texts("documents", length)
         return Data(
-            samples=Sampler(train, length, plan.batch_size, self.config.seed),
-            validation=self._windows(held_out, length, read),
+            samples=texts.sampler(length, plan.batch_size, self.config.seed),
+            validation=self._windows(texts, length, lambda starts, _: read_windows(texts.judged, starts, length)),
             tokens_per_sequence=length,
-            described=f"{len(train):,} tokens of text",
+            described=f"{len(texts.train):,} tokens of text{texts.shares}",
             objective="next tokens",
-            stores=(train, held_out) if held_out else (train,),
-            keys={"data": train.key, "validation data": held_out.key if held_out else None},
+            stores=texts.stores,
+            keys=texts.keys,
         )
 
     def _spans(self) -> Data:
@@ -105,31 +103,34 @@ class Opener:
         if self.config.target_length is not None:
             raise UserError("target_length is for pairs: span corruption makes targets as long as its law says")
 
-        def read(store: TokenStore) -> Callable[[np.ndarray], Tensors]:
-            return lambda numbers: _corrupted(store, corruption, numbers, length)
+        def read(starts: np.ndarray, numbers: np.ndarray) -> Tensors:
+            """By their numbers alone, so that all runs are judged by the same holes."""
+            return corrupted_windows(texts.judged, corruption, starts, length, seed=0, numbers=numbers)
 
-        train, held_out = self._text(Text(*self._where(), self.checkpoint, self._share(), "stream"), length)
-        sampler = SpanSampler(Sampler(train, length, plan.batch_size, self.config.seed), corruption)
+        texts = self._texts("stream", length)
+        sampler = SpanSampler(texts.sampler(length, plan.batch_size, self.config.seed), corruption)
         return Data(
             samples=sampler,
-            validation=self._windows(held_out, length, read),
+            validation=self._windows(texts, length, read),
             tokens_per_sequence=sampler.tokens_per_sequence,
-            described=f"{len(train):,} tokens of text, in windows of {length:,} under span corruption",
+            described=f"{len(texts.train):,} tokens of text{texts.shares}, in windows of {length:,} "
+            "under span corruption",
             objective="span corruption",
-            stores=(train, held_out) if held_out else (train,),
-            keys={"data": train.key, "validation data": held_out.key if held_out else None},
+            stores=texts.stores,
+            keys=texts.keys,
         )
 
     def _pairs(self, pad: int) -> Data:
         config, plan = self.config, self.plan
+        if len(config.sources) > 1:
+            raise UserError(f"of pairs only one data is taken, got {config.data_words}; put them into one folder")
         tail = closing(load_tokenizer(self.checkpoint))
-        text = Text(*self._where(config.source_column), self.checkpoint, self._share(), "sources", config.target_column)
+        text = self._text(*config.sources, "sources", config.source_column)
         train, held_out = self._sides(text, tail, pad)
         if config.validation_data and self._validates():
-            given = replace(text, data=config.validation_data, subset=None, split=config.validation_split)
-            held_out, _ = self._sides(replace(given, held_out_share=0.0), tail, pad)
+            held_out, _ = self._sides(self._judging(text, config.validation_data), tail, pad)
         if not len(train):
-            raise UserError(f"{config.data} holds no pair to train on; give more, or hold out less")
+            raise UserError(f"{config.data_words} holds no pair to train on; give more, or hold out less")
         judged = held_out if self._validates() else None
         sampler = PairSampler(train, plan.batch_size, config.seed)
         sources, targets = train.cut
@@ -157,7 +158,7 @@ class Opener:
         reached = pairs.lengths.sum(axis=1).cumsum()
         count = int(np.searchsorted(reached, self.config.validation_tokens, side="right"))
         if not count:
-            what = self.config.validation_data or f"the held-out {self._share():.2%} of {self.config.data}"
+            what = self.config.validation_data or f"the held-out {self._share():.2%} of {self.config.data_words}"
             raise UserError(
                 f"{what} holds no pair of at most {self.config.validation_tokens} tokens; raise validation_share or "
                 "validation_tokens, or turn validation off with validation_tokens 0"
@@ -172,46 +173,60 @@ class Opener:
         """Of the documents, held out for validation."""
         return self.config.validation_share if self._validates() and not self.config.validation_data else 0.0
 
-    def _where(self, column: str | None = None) -> tuple[str, str, str | None, str]:
+    def _text(self, data: str, kind: Kind, column: str | None = None) -> Text:
+        """One of the data, as it is to be read."""
         config = self.config
-        return config.data, column or config.text_column, config.subset, config.split
+        return Text(
+            data=data,
+            column=column or config.text_column,
+            subset=config.subset,
+            split=config.split,
+            checkpoint=self.checkpoint,
+            held_out_share=self._share(),
+            kind=kind,
+            target_column=config.target_column if kind in ("sources", "targets") else "",
+        )
 
-    def _text(self, text: Text, length: int | None = None) -> tuple[TokenStore, TokenStore | None]:
-        """Tokens to train on, and to validate on if there is validation, enough for a sequence of `length`."""
-        config, length = self.config, length or self.plan.sequence_length
-        train, held_out = self._stores(text)
-        _check_length(train, length, config.data, "give more text, or a smaller sequence_length")
-        if not self._validates():
-            return train, None
-        what = f"the held-out {self._share():.2%} of {config.data}"
-        remedy = "raise validation_share, give validation_data"
-        if config.validation_data:
-            what, remedy = config.validation_data, "give more text"
-            held_out, _ = self._stores(
-                replace(text, data=what, subset=None, split=config.validation_split, held_out_share=0.0)
-            )
-        _check_length(held_out, length, what, f"{remedy}, or turn validation off with validation_tokens 0")
-        if config.validation_tokens < length:
+    def _judging(self, text: Text, data: str) -> Text:
+        """What is read as `text` is, but for validation alone."""
+        return replace(text, data=data, subset=None, split=self.config.validation_split, held_out_share=0.0)
+
+    def _texts(self, kind: Kind, length: int) -> Texts:
+        """Tokens to train on, and to validate on if there is validation, enough for a sequence of `length` each."""
+        config, trained, held_out = self.config, [], []
+        if self._validates() and config.validation_tokens < length:
             raise UserError(f"validation_tokens {config.validation_tokens} is less than a sequence, {length}")
-        return train, held_out
+        for data in config.sources:
+            train, judged = self._stores(self._text(data, kind))
+            _check_length(train, length, data, "give more text, or a smaller sequence_length")
+            if self._share():
+                remedy = "raise validation_share, give validation_data"
+                _check_length(judged, length, f"the held-out {self._share():.2%} of {data}", f"{remedy}{_OR_NONE}")
+            trained.append(train)
+            held_out += [judged] if self._share() else []
+        weights = config.data_weights or tuple(float(len(store)) for store in trained)
+        if config.validation_data and self._validates():
+            judged, _ = self._stores(self._judging(self._text(config.sources[0], kind), config.validation_data))
+            _check_length(judged, length, config.validation_data, f"give more text{_OR_NONE}")
+            held_out = [judged]
+        return Texts(config.sources, tuple(trained), tuple(held_out), weights)
 
     def _windows(
-        self, store: TokenStore | None, length: int, read: Callable[[TokenStore], Callable[[np.ndarray], Tensors]]
+        self, texts: Texts, length: int, read: Callable[[np.ndarray, np.ndarray], Tensors]
     ) -> Validation | None:
-        """Validation on disjoint windows."""
-        if store is None:
+        """Validation on disjoint windows: `read` is given where they start, and their numbers."""
+        if not texts.held_out:
             return None
-        windows = min(self.config.validation_tokens, len(store) - 1) // length
-        return Validation(read(store), windows, self.plan.rows)
+        starts = texts.judged_starts(self.config.validation_tokens, length)
+        return Validation(lambda numbers: read(starts[numbers], numbers), len(starts), self.plan.rows)
 
     def _stores(self, text: Text) -> Stores:
         with self.screen.tokenising(text.data) as progress:
-            return open_stores(text, self.config.cache_dir or default_cache(), progress)
+            cache, processes = self.config.cache_dir or default_cache(), self.config.tokenizing_processes
+            return open_stores(text, cache, progress, processes)
 
 
-def _corrupted(store: TokenStore, corruption: SpanCorruption, numbers: np.ndarray, length: int) -> Any:
-    """Windows of held-out text, corrupted by their numbers alone, so that all runs are judged by the same holes."""
-    return corrupted_windows(store, corruption, numbers * length, length, seed=0, numbers=numbers)
+_OR_NONE = ", or turn validation off with validation_tokens 0"
 
 
 def _check_length(store: TokenStore, length: int, what: str, remedy: str) -> None:

@@ -2,10 +2,13 @@
 
 transformers renames, fuses and splits tensors between disk and memory, and rewrites configs as it saves. So it saves
 nothing here: tensors are written under the names they had in the input, in its order, and every other file is copied.
+They come out of a run's checkpoint one layer at a time: no process ever holds the model for it.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +21,13 @@ from gqa.convert.sidefiles import copy_side_files, write_config
 from gqa.convert.source import read_config
 from gqa.convert.tensors import read_entries
 from gqa.convert.writer import OutputTensor, plan_shards, write_shards
+from gqa.uptrain.saved import SavedWeights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SHARD_BYTES = 5_000_000_000
+_LAYER = re.compile(r".*?\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,24 @@ class Export:
     dtype: torch.dtype | None
     """None: every tensor keeps the type that it has in the input."""
 
-    def write(self, model: "PreTrainedModel", weights: Mapping[str, torch.Tensor], facts: dict[str, Any]) -> None:
-        """Write the checkpoint: `weights` are the model's by name, `facts` are for its provenance."""
-        trained = _as_on_disk(model, weights)
+    parts: Mapping[str, tuple[str, ...]]
+    """Of every tensor that is trained, the names of the model's own tensors that its layer has."""
+
+    def write(self, model: "PreTrainedModel", weights: SavedWeights, facts: dict[str, Any]) -> None:
+        """Write the checkpoint: `weights` are the model's, `facts` are for its provenance."""
         dtypes = {tensor.name: tensor.dtype for tensor in self.tensors}
+
+        @lru_cache(maxsize=1)
+        def layer(names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+            return _as_on_disk(model, weights.read(names))
+
+        def produce(name: str) -> torch.Tensor:
+            return layer(self.parts[name])[name].to(dtypes[name])
+
         stages = [*read_stages(self.checkpoint), new_stage("uptrain", self.checkpoint, **facts)]
         with disk_errors(self.output), atomic_directory(self.output, overwrite=self.overwrite) as work:
             shards = plan_shards(self.tensors, _SHARD_BYTES)
-            write_shards(work, shards, lambda name: trained[name].to("cpu", dtypes[name]), lambda _: None)
+            write_shards(work, shards, produce, lambda _: None)
             copy_side_files(self.checkpoint, work)
             self._write_config(work)
             write_stages(work, stages)
@@ -65,7 +80,12 @@ def plan_export(model: "PreTrainedModel", checkpoint: Path, output: Path, dtype:
     """
     chosen = None if dtype == "auto" else getattr(torch, dtype)
     entries = read_entries(checkpoint)
-    shapes = {name: tuple(tensor.shape) for name, tensor in _as_on_disk(model, model.state_dict()).items()}
+    shapes: dict[str, tuple[int, ...]] = {}
+    parts: dict[str, tuple[str, ...]] = {}
+    for layer in _layers(model):
+        written = _as_on_disk(model, layer)
+        shapes |= {name: tuple(tensor.shape) for name, tensor in written.items()}
+        parts |= dict.fromkeys(written, tuple(layer))
     strange = [name for name in shapes if name not in entries and name not in model.all_tied_weights_keys]
     strange += [name for name in shapes if name in entries and shapes[name] != entries[name].shape]
     if strange:
@@ -79,7 +99,17 @@ def plan_export(model: "PreTrainedModel", checkpoint: Path, output: Path, dtype:
         source = None if name in shapes else entry  # what the model does not use is copied
         tensors.append(OutputTensor(name=name, dtype=kind, shape=entry.shape, source=source))
     check_space(output, sum(tensor.nbytes for tensor in tensors))
-    return Export(checkpoint, output, overwrite, tensors, chosen)
+    return Export(checkpoint, output, overwrite, tensors, chosen, parts)
+
+
+def _layers(model: "PreTrainedModel") -> list[dict[str, torch.Tensor]]:
+    """The model's tensors, without their values, layer by layer; what is in no layer comes last, together."""
+    layers: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in model.state_dict().items():
+        numbered = _LAYER.match(name)
+        layers.setdefault(numbered[0] if numbered else "", {})[name] = torch.empty_like(tensor, device="meta")
+    rest = layers.pop("", {})
+    return [*layers.values(), rest]
 
 
 def _as_on_disk(model: "PreTrainedModel", weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -4,7 +4,8 @@ Both models' hidden states stand in memory, their logits only for some tokens at
 states chunk by chunk, and made again in the backward pass.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,6 +33,7 @@ class Lesson:
         self.mixture = mixture
         self.attention_weight = 0.0
         """Of the term that draws attention outputs to the teacher's; whoever trains lets it fall to 0."""
+        self._judges_teacher = False
 
     @property
     def trunks(self) -> list[nn.Module]:
@@ -59,7 +61,26 @@ class Lesson:
 
     def nll(self, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
         """The sum of the labels' negative log-likelihoods, whatever the teacher says: what a student is judged by."""
+        if self._judges_teacher:
+            return self._taught_nll(inputs, labels)
         return self._summed(self._against_labels, self.student.hidden(**inputs), labels)
+
+    @contextmanager
+    def judging_teacher(self) -> Iterator[None]:
+        """While it lasts, `nll` is the teacher's own."""
+        assert self.teacher is not None
+        self._judges_teacher = True
+        try:
+            yield
+        finally:
+            self._judges_teacher = False
+
+    def _taught_nll(self, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
+        assert self.teacher is not None
+        teacher = self.teacher
+        with torch.autocast(labels.device.type, enabled=False):
+            hidden = teacher.hidden(**inputs)
+            return self._summed(lambda some, wanted: summed_nll(teacher.logits(some), wanted), hidden, labels)
 
     def _both(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states of student and teacher, which computes in its own type whatever the student computes in."""

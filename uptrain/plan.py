@@ -124,7 +124,12 @@ def _rows(config: UptrainConfig, batch_size: int, processes: int) -> int:
     if left:
         near = " or ".join(str(size * processes) for size in (share, share + 1) if size)
         raise UserError(f"{processes} processes can't share a batch of {batch_size} sequences equally; take {near}")
-    return max(rows for rows in range(1, min(share, config.micro_batch_size or share) + 1) if share % rows == 0)
+    return next(rows for rows in divisors(share) if rows <= (config.micro_batch_size or share))
+
+
+def divisors(number: int) -> list[int]:
+    """What divides a number, the largest first."""
+    return [part for part in range(number, 0, -1) if number % part == 0]
 
 
 def _token_budget(config: UptrainConfig) -> float:

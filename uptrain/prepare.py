@@ -20,7 +20,9 @@ from gqa.uptrain.divergence import Mixture
 from gqa.uptrain.draws import drawing_of, offline
 from gqa.uptrain.export import Export, plan_export
 from gqa.uptrain.lesson import Lesson
+from gqa.uptrain.memory import advice, estimate_memory, in_units, memory_here
 from gqa.uptrain.model import device_of_run, load_model, on_cpu, teacher_type
+from gqa.uptrain.oom import fitting_rows, must_estimate
 from gqa.uptrain.plan import Plan, make_plan, with_tokens
 from gqa.uptrain.rundir import RunDir
 from gqa.uptrain.screen import Screen
@@ -62,6 +64,10 @@ def prepare(config: UptrainConfig, screen: Screen) -> Setup:
     teacher = find_teacher(config, checkpoint, plan.sequence_length)
     _check_places(config, plan, checkpoint, teacher)
     _check_installed(config)
+    loaded = None if config.offline_teacher else teacher.path
+    if config.find_batch and must_estimate():
+        plan = fitting_rows(config, plan, checkpoint, loaded)
+    screen.note(_memory(config, plan, checkpoint, loaded))
     data = Opener(config=config, plan=plan, checkpoint=checkpoint, screen=screen).open(model_config)
     plan = with_tokens(plan, config, data.tokens_per_sequence)
     content = {"checkpoint": fingerprint(checkpoint), "teacher": teacher.key, **data.keys}
@@ -84,6 +90,16 @@ def prepare(config: UptrainConfig, screen: Screen) -> Setup:
         lesson=lesson,
         export=plan_export(model, checkpoint, plan.output, config.dtype, overwrite=config.overwrite),
     )
+
+
+def _memory(config: UptrainConfig, plan: Plan, checkpoint: Path, teacher: Path | None) -> str:
+    """What the run will take, and what to do if that is more than there is."""
+    estimate, there = estimate_memory(config, plan, checkpoint, teacher), memory_here()
+    words = f"Estimated: {estimate.words()}"
+    if there is None:
+        return words
+    words += f"; there are {in_units(there)}"
+    return words if estimate.total <= there else f"{words}, which may not be enough: {advice(config, plan.rows)}"
 
 
 def _lesson(config: UptrainConfig, teacher: Teacher, model: "PreTrainedModel") -> tuple[Teacher, Lesson | None]:
@@ -113,7 +129,7 @@ def _offline(config: UptrainConfig, plan: Plan, teacher: Teacher, data: Data, mo
 
 def _check_places(config: UptrainConfig, plan: Plan, checkpoint: Path, teacher: Teacher) -> None:
     """Refuse outputs that exist, or that would write into what is read."""
-    data = [local_path(name) for name in (config.data, config.validation_data) if name]
+    data = [local_path(name) for name in (*config.sources, config.validation_data) if name]
     inputs = [checkpoint, *(path for path in data if path), *([teacher.path] if teacher.path else [])]
     check_output(plan.output, inputs, overwrite=config.overwrite)
     check_output(plan.run_dir, [*inputs, plan.output], overwrite=True)

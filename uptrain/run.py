@@ -1,27 +1,41 @@
 """A run of uptraining from its first check to the finished checkpoint."""
 
 import signal
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
 
+from gqa.convert.directory import disk_errors
 from gqa.convert.options import build_options
 from gqa.uptrain.checkpoints import Checkpoints, complete_checkpoints, step_of
 from gqa.uptrain.config import UptrainConfig, as_json
-from gqa.uptrain.metrics import Metrics, read_metrics
+from gqa.uptrain.exporting import facts_of
+from gqa.uptrain.flops import device_peak, training_flops
+from gqa.uptrain.guard import Guard
+from gqa.uptrain.metrics import Metrics
 from gqa.uptrain.model import autocast_type, on_cpu
 from gqa.uptrain.objective import NextTokenLoss, TargetLoss
+from gqa.uptrain.oom import memory_errors, must_estimate, tried_rows
 from gqa.uptrain.optimizer import build_optimizer
 from gqa.uptrain.prepare import Setup, prepare
+from gqa.uptrain.report import write_report
 from gqa.uptrain.rundir import RunDir
+from gqa.uptrain.saved import SavedWeights
 from gqa.uptrain.screen import Screen
+from gqa.uptrain.signals import TIME_IS_UP
+from gqa.uptrain.speed import Speed
 from gqa.uptrain.teacher import place_teacher
 from gqa.uptrain.train import Trainer
+from gqa.uptrain.watch import Watch
+
+_PATIENCE = timedelta(hours=2)
+"""How long processes wait for one that writes a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -39,22 +53,29 @@ class UptrainResult:
     validation: list[dict[str, Any]]
     """The validations' lines of metrics.jsonl, the first from before training."""
 
+    left_out: int = 0
+    """Steps that were left out, as spikes or because something was not finite."""
+
 
 def run(config: UptrainConfig) -> UptrainResult:
     """Train a checkpoint as `config` says, or go on where that was interrupted, and write the finished one.
 
     Raises:
-        UserError: something in the config, the checkpoint or the data is wrong; or the loss is not finite any more.
-        SystemExit: with code 0, after SIGTERM: the run is saved and can be resumed.
+        UserError: something in the config, the checkpoint or the data is wrong; too many steps in a row had to
+            be left out; or there is not enough memory or disk.
+        SystemExit: with code 0, after SIGTERM or when max_time is over: the run is saved and can be resumed.
         KeyboardInterrupt: after Ctrl-C, likewise.
     """
+    began = time.monotonic()
     config = build_options(UptrainConfig, asdict(config), "uptrain")
     screen = Screen(quiet=config.quiet)
     setup = prepare(config, screen)
-    with setup.run_dir.locked():
-        trainer, start = _assemble(setup, screen)
+    with setup.run_dir.locked(), disk_errors(setup.plan.run_dir), memory_errors(config, setup.plan):
+        trainer, start = _assemble(setup, screen, began)
         try:
             stopped_by = trainer.train(start)
+            if trainer.accelerator.is_main_process:
+                write_report(setup.run_dir.path, screen)
             if stopped_by:
                 raise _stopped(stopped_by, setup.run_dir, screen)
             result = _finish(setup, trainer)
@@ -65,27 +86,26 @@ def run(config: UptrainConfig) -> UptrainResult:
     return result
 
 
-def _assemble(setup: Setup, screen: Screen) -> tuple[Trainer, int]:
+def _assemble(setup: Setup, screen: Screen, began: float) -> tuple[Trainer, int]:
     """The trainer, restored if the run goes on, and the step it starts from."""
     config, plan, run_dir = setup.config, setup.plan, setup.run_dir
     accelerator = _accelerator(config, run_dir)
     autocast = autocast_type(config.precision, accelerator.device)
-    is_pair = setup.model.config.is_encoder_decoder
-    if setup.lesson is not None and setup.lesson.teacher is not None:
-        place_teacher(setup.lesson.teacher.model, accelerator)
-    objective = (TargetLoss if is_pair else NextTokenLoss)(setup.model, autocast, setup.lesson)
-    if config.compile:
-        for part in [objective] if setup.lesson is None else setup.lesson.trunks:
-            part.compile(dynamic=None if is_pair else False)  # pairs are of many lengths; a decoder's windows of one
-    optimizer = build_optimizer(objective, config, accelerator.device, setup.trained.kv)
-    module, optimizer = accelerator.prepare(objective, optimizer)
-    resumed = _begin(run_dir, accelerator)
+    module, optimizer = accelerator.prepare(*_learner(setup, accelerator, autocast))
+    samples = setup.data.samples
+    if config.find_batch and not must_estimate():
+        plan = tried_rows(plan, accelerator, module, optimizer, samples)
+        setup = replace(setup, plan=plan)
+    resumed = _begin(setup, accelerator)
     checkpoints = Checkpoints(run_dir.checkpoints, config.keep_checkpoints, accelerator, module, optimizer)
-    metrics = Metrics(run_dir.metrics, accelerator, setup.data.samples.tokens_before)
+    metrics = Metrics(run_dir.metrics, accelerator, samples.tokens_before, _speed(setup, accelerator, autocast))
+    guard, watch = Guard(config.spike_sigmas, accelerator.device), Watch(config.patience)
     start = step_of(resumed) if resumed else 0
     if resumed:
         checkpoints.load(resumed)
-    metrics.rewind(start)
+    lines = metrics.rewind(start)
+    guard.remember(line for line in lines if "loss" in line)
+    watch.remember(lines)
     screen.note(_headline(setup, accelerator.device, autocast, start))
     trainer = Trainer(
         config=config,
@@ -94,35 +114,63 @@ def _assemble(setup: Setup, screen: Screen) -> tuple[Trainer, int]:
         module=module,
         lesson=setup.lesson,
         optimizer=optimizer,
-        samples=setup.data.samples,
-        validation=setup.data.validation,
+        samples=samples,
+        validation=setup.data.validation and replace(setup.data.validation, rows=plan.rows),
         checkpoints=checkpoints,
         metrics=metrics,
+        guard=guard,
+        watch=watch,
         screen=screen,
+        deadline=None if config.seconds is None else began + config.seconds,
     )
     return trainer, start
 
 
+def _learner(
+    setup: Setup, accelerator: Accelerator, autocast: torch.dtype | None
+) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """The objective and its optimizer; the teacher, if there is one, is put where they will be."""
+    config, is_pair = setup.config, setup.model.config.is_encoder_decoder
+    if setup.lesson is not None and setup.lesson.teacher is not None:
+        place_teacher(setup.lesson.teacher.model, accelerator)
+    objective = (TargetLoss if is_pair else NextTokenLoss)(setup.model, autocast, setup.lesson)
+    if config.compile:
+        for part in [objective] if setup.lesson is None else setup.lesson.trunks:
+            part.compile(dynamic=None if is_pair else False)  # pairs are of many lengths; a decoder's windows of one
+    return objective, build_optimizer(objective, config, accelerator.device, setup.trained.kv)
+
+
+def _speed(setup: Setup, accelerator: Accelerator, autocast: torch.dtype | None) -> Speed:
+    """What measures the run; of encoder-decoders operations are not counted."""
+    flops = peak = None
+    if not setup.model.config.is_encoder_decoder:
+        teacher = setup.lesson.teacher.model if setup.lesson is not None and setup.lesson.teacher is not None else None
+        flops = training_flops(setup.model, setup.plan.sequence_length, teacher)
+        peak = device_peak(accelerator.device, autocast or torch.float32)
+    return Speed(accelerator.device, setup.plan.steps, flops, peak and peak * accelerator.num_processes)
+
+
 def _finish(setup: Setup, trainer: Trainer) -> UptrainResult:
-    """Write the finished checkpoint."""
-    plan, accelerator = setup.plan, trainer.accelerator
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(trainer.module, options=options)
-    lines = [line for line in read_metrics(setup.run_dir.metrics) if "validation_loss" in line]
-    tokens = setup.data.samples.tokens_before(plan.steps)
-    if accelerator.is_main_process:
-        named = {name.removeprefix("model."): tensor for name, tensor in weights.items()}  # the objective's own name
-        facts = {"config": as_json(setup.config), "objective": setup.data.objective, "steps": plan.steps}
-        facts |= {
-            "teacher": setup.teacher.as_source(),
-            "trained": setup.trained.words,
-            "tokens": tokens,
-            "trained_on": setup.data.described,
-        }
-        facts |= {"validation": lines}
-        setup.export.write(setup.model, named, facts)
-    accelerator.wait_for_everyone()
-    return UptrainResult(plan.output, plan.run_dir, plan.steps, tokens, lines)
+    """Write the finished checkpoint, of the last step or, if patience chooses, of the best, from what is saved."""
+    plan, run, saved = setup.plan, setup.run_dir, dict(complete_checkpoints(setup.run_dir.checkpoints))
+    best = trainer.watch.kept
+    step = best if best in saved else max(saved)
+    facts = facts_of(run.path, {**run.record(), "facts": _facts(setup)}, step)
+    if trainer.accelerator.is_main_process:
+        setup.export.write(setup.model, SavedWeights(saved[step]), facts)
+    trainer.accelerator.wait_for_everyone()
+    metrics = trainer.metrics
+    return UptrainResult(plan.output, plan.run_dir, step, facts["tokens"], facts["validation"], metrics.left_out)
+
+
+def _facts(setup: Setup) -> dict[str, Any]:
+    """What a checkpoint made of the run says of it, whatever the step."""
+    return {
+        "objective": setup.data.objective,
+        "teacher": setup.teacher.as_source(),
+        "trained": setup.trained.words,
+        "trained_on": setup.data.described,
+    }
 
 
 def _accelerator(config: UptrainConfig, run_dir: RunDir) -> Accelerator:
@@ -132,17 +180,21 @@ def _accelerator(config: UptrainConfig, run_dir: RunDir) -> Accelerator:
         cpu=on_cpu(),
         log_with=list(config.trackers) or None,
         project_dir=run_dir.path,
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=_PATIENCE),
+        ],
     )
 
 
-def _begin(run_dir: RunDir, accelerator: Accelerator) -> Path | None:
+def _begin(setup: Setup, accelerator: Accelerator) -> Path | None:
     """Make the run's directory ready, once all processes have found nothing against it; what to resume, if anything."""
+    run_dir = setup.run_dir
     accelerator.wait_for_everyone()
     resumed: list[Path | None] = [None]
     if accelerator.is_main_process:
         resumed[0] = run_dir.resumed_from()
-        run_dir.begin(resumed[0])
+        run_dir.begin(resumed[0], _facts(setup))
     broadcast_object_list(resumed)
     if run_dir.config.trackers:
         settings = {
@@ -170,8 +222,8 @@ def _headline(setup: Setup, device: torch.device, autocast: torch.dtype | None, 
 def _stopped(number: int, run_dir: RunDir, screen: Screen) -> BaseException:
     """What to raise after a signal, having said how to go on."""
     step, _ = complete_checkpoints(run_dir.checkpoints)[-1]
+    by = "max_time" if number == TIME_IS_UP else signal.Signals(number).name
     screen.note(
-        f"Stopped by {signal.Signals(number).name} after step {step:,}, which is saved in {run_dir.path}. "
-        "The same command goes on from there."
+        f"Stopped by {by} after step {step:,}, which is saved in {run_dir.path}. The same command goes on from there."
     )
     return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(0)

@@ -1,7 +1,7 @@
 """The run's directory: what it was started with, and where it goes on.
 
     OUTPUT.run/
-      run.json        the config as given, the plan's numbers, and hashes of the checkpoint and the data
+      run.json        the config as given, the plan's numbers, hashes of the checkpoint and the data, and facts
       metrics.jsonl   a line for every step and every validation
       checkpoints/    step-N/: weights and optimizer after step N
       gqa-uptrain/    what trackers that write files have written
@@ -90,10 +90,11 @@ class RunDir:
                 ) from None
             yield
 
-    def begin(self, resumed: Path | None) -> None:
+    def begin(self, resumed: Path | None, facts: Mapping[str, Any]) -> None:
         """Make the directory ready for a run that goes on from `resumed`, or, when that is None, starts anew.
 
-        Checkpoints of later steps are deleted: the run is about to make them again.
+        `facts` are what a checkpoint made of the run will say of it. Checkpoints of later steps are deleted: the run is
+        about to make them again.
         """
         start = step_of(resumed) if resumed else 0
         for step, checkpoint in complete_checkpoints(self.checkpoints):
@@ -101,7 +102,8 @@ class RunDir:
                 shutil.rmtree(checkpoint)
         for partial in self.checkpoints.glob(".step-*.partial"):
             shutil.rmtree(partial)
-        write_atomically(self.path / "run.json", json.dumps(self._record(), indent=2) + "\n")
+        record = {**self.record(), "facts": dict(facts)}
+        write_atomically(self.path / "run.json", json.dumps(record, indent=2) + "\n")
 
     def _named(self, checkpoint: Path) -> Path:
         step_of(checkpoint)
@@ -112,7 +114,8 @@ class RunDir:
             raise UserError(f"{checkpoint} can't be resumed: {difference}")
         return checkpoint
 
-    def _record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
+        """What `run.json` has to tell whether a run is the same."""
         numbers = {key: value if isinstance(value, int) else str(value) for key, value in asdict(self.plan).items()}
         return {"format": _FORMAT, "config": as_json(self.config), "plan": numbers, "content": dict(self.content)}
 
@@ -123,7 +126,7 @@ class RunDir:
             old_config, old_content = dict(old["config"]), dict(old["content"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f"its run.json can't be read ({error})"
-        new = self._record()
+        new = self.record()
         defaults = {field.name: field.default for field in fields(UptrainConfig)}
         for key, value in new["config"].items():
             before = old_config.get(key, defaults[key])

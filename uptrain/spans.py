@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from gqa.eval.spans import SpanCorruption
-from gqa.uptrain.batches import Sampler
+from gqa.uptrain.batches import Sampler, Store
 from gqa.uptrain.pairs import PairBatch
-from gqa.uptrain.tokens import TokenStore
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class SpanSampler:
 
 
 def corrupted_windows(
-    store: TokenStore,
+    store: Store,
     corruption: SpanCorruption,
     starts: np.ndarray,
     length: int,

@@ -6,32 +6,25 @@ A store is a folder of the cache, named by what went into it (the text's content
 - `train.starts`, `held_out.starts`: int64, the index of each document's first token;
 - `store.json`: the dtype of the ids, counts, and the largest id.
 
-The folder is written under another name and renamed; a lock lets one process tokenise while others wait for it.
+`gqa.uptrain.tokenise` writes it; a lock lets one process do so while others wait for it.
 """
 
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import Any
 
 import numpy as np
 
-from gqa.convert.data import local_path, read_documents, read_pairs
-from gqa.convert.directory import atomic_directory
-from gqa.convert.errors import UserError
-from gqa.convert.pretrained import load_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from gqa.convert.data import local_path
+from gqa.uptrain.tokenise import Text, make_store
 
 _FORMAT = 1
-_DOCUMENTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -68,64 +61,16 @@ class TokenStore:
         return np.concatenate([offsets, wrapped])
 
 
-Kind = Literal["documents", "stream", "sources", "targets"]
-"""How documents are tokenised. documents: with the tokens that the tokenizer adds, and closed by the end-of-text token;
-stream: without either, so that one runs into the next (for span corruption); sources, targets: the two sides of pairs,
-each with the tokens that the tokenizer adds to it, and both with the same pairs in the same order."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """Where text comes from and what becomes of it: everything that decides a store's content."""
-
-    data: str
-    column: str
-    """Of the text; of pairs: of the source."""
-
-    subset: str | None
-    split: str
-    checkpoint: Path
-    """Whose tokenizer is used."""
-
-    held_out_share: float
-    """Share of the documents that goes to `held_out`; a document's own hash decides."""
-
-    kind: Kind = "documents"
-    target_column: str = ""
-    """Of pairs."""
-
-    def documents(self) -> Iterator["Document"]:
-        """The texts, in their order."""
-        if self.kind in ("documents", "stream"):
-            texts = read_documents(self.data, text_column=self.column, subset=self.subset, split=self.split)
-            return (Document(text, text) for text in texts)
-        side = 0 if self.kind == "sources" else 1
-        pairs = read_pairs(
-            self.data,
-            source_column=self.column,
-            target_column=self.target_column,
-            subset=self.subset,
-            split=self.split,
-        )
-        return (Document(pair[side], "\0".join(pair)) for pair in pairs)
-
-
-@dataclass(frozen=True)
-class Document:
-    """A text to be tokenised."""
-
-    text: str
-    identity: str
-    """What decides whether it is held out."""
-
-
-def open_stores(text: Text, cache: Path, progress: Callable[[int], None]) -> tuple[TokenStore, TokenStore]:
+def open_stores(
+    text: Text, cache: Path, progress: Callable[[int], None], processes: int | None = None
+) -> tuple[TokenStore, TokenStore]:
     """The token stores (train, held out) of `text`, from the cache or tokenised now.
 
     Args:
         text: the source, the tokenizer and the split.
         cache: the folder of all stores.
         progress: told the number of tokens written so far, now and then.
+        processes: that tokenise; None: as many as there are cores.
 
     Raises:
         UserError: the data can't be read, or holds no text.
@@ -133,8 +78,7 @@ def open_stores(text: Text, cache: Path, progress: Callable[[int], None]) -> tup
     folder = cache / _key(text)
     with _locked(cache / f"{folder.name}.lock"):
         if not (folder / "store.json").is_file():
-            with atomic_directory(folder) as work:
-                _tokenise(text, work, progress)
+            make_store(text, folder, progress, processes)
     described = json.loads((folder / "store.json").read_text())
     train, held_out = (_open(folder, name, described) for name in ("train", "held_out"))
     return train, held_out
@@ -187,80 +131,3 @@ def _open(folder: Path, name: str, described: dict[str, Any]) -> TokenStore:
     tokens = np.memmap(folder / f"{name}.tokens", dtype, mode="r", shape=shape)
     starts = np.memmap(folder / f"{name}.starts", np.int64, mode="r", shape=(facts["documents"],))
     return TokenStore(folder.name, tokens, starts, facts["largest_id"])
-
-
-@dataclass
-class _Writer:
-    """Appends documents to one pair of files."""
-
-    token_file: BinaryIO
-    start_file: BinaryIO
-    dtype: str
-    tokens: int = 0
-    documents: int = 0
-    largest_id: int = 0
-
-    def append(self, ids: list[int]) -> None:
-        self.start_file.write(np.int64(self.tokens).tobytes())
-        self.token_file.write(np.array(ids, self.dtype).tobytes())
-        self.tokens += len(ids)
-        self.documents += 1
-        self.largest_id = max(self.largest_id, *ids)
-
-    def facts(self) -> dict[str, int]:
-        return {"tokens": self.tokens, "documents": self.documents, "largest_id": self.largest_id}
-
-
-def _tokenise(text: Text, folder: Path, progress: Callable[[int], None]) -> None:
-    """Write a store's files into `folder`."""
-    tokenizer = load_tokenizer(text.checkpoint)
-    dtype = "uint16" if max(tokenizer.get_vocab().values()) < 1 << 16 else "uint32"
-    with ExitStack() as files:
-        train, held_out = (
-            _Writer(
-                *(files.enter_context((folder / f"{name}.{kind}").open("wb")) for kind in ("tokens", "starts")), dtype
-            )
-            for name in ("train", "held_out")
-        )
-        for documents in _batched(text.documents(), _DOCUMENTS_AT_ONCE):
-            for document, ids in zip(documents, _encode(tokenizer, documents, text), strict=True):
-                if ids:
-                    (held_out if _is_held_out(document.identity, text.held_out_share) else train).append(ids)
-            progress(train.tokens + held_out.tokens)
-    described = {"dtype": dtype, "train": train.facts(), "held_out": held_out.facts()}
-    (folder / "store.json").write_text(json.dumps(described, indent=2) + "\n")
-
-
-def _encode(tokenizer: "PreTrainedTokenizerBase", documents: list[Document], text: Text) -> list[list[int]]:
-    """The token ids of documents, as their kind says.
-
-    Raises:
-        UserError: a side of a pair has no token.
-    """
-    texts = [document.text for document in documents]
-    if text.kind == "stream":
-        return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    if text.kind == "targets":
-        encoded = tokenizer(text_target=texts, verbose=False)["input_ids"]
-    else:
-        encoded = tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
-    if text.kind == "documents":
-        end = tokenizer.eos_token_id
-        return [ids if end is None or ids[-1:] == [end] else [*ids, end] for ids in encoded]
-    if not all(encoded):
-        document = documents[[bool(ids) for ids in encoded].index(False)]
-        pair = document.identity.replace("\0", " -> ")[:60]
-        raise UserError(f"{text.data} has a pair one of whose {text.kind} is without a token: {pair!r}; leave it out")
-    return encoded
-
-
-def _is_held_out(identity: str, share: float) -> bool:
-    """Whether a document is for validation: its own hash decides, so order and repetition change nothing."""
-    number = int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "big")
-    return number < share * 2**64
-
-
-def _batched(items: Iterable[Document], size: int) -> Iterator[list[Document]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

@@ -1,8 +1,10 @@
 """The training loop: step, report, validate, save, until the budget is spent or someone asks to stop."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import inf, isfinite
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from gqa.convert.errors import UserError
 from gqa.uptrain.batches import Samples
 from gqa.uptrain.checkpoints import Checkpoints
 from gqa.uptrain.config import UptrainConfig
+from gqa.uptrain.guard import Guard, step_unless
 from gqa.uptrain.lesson import Lesson
 from gqa.uptrain.metrics import Metrics
 from gqa.uptrain.plan import Plan
@@ -21,6 +24,7 @@ from gqa.uptrain.schedule import learning_rate
 from gqa.uptrain.screen import Screen
 from gqa.uptrain.signals import StopRequest
 from gqa.uptrain.validate import Validation
+from gqa.uptrain.watch import Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,42 +43,66 @@ class Trainer:
     validation: Validation | None
     checkpoints: Checkpoints
     metrics: Metrics
+    guard: Guard
+    watch: Watch
     screen: Screen
+    deadline: float | None = None
+    """When the time is up, on the monotonic clock."""
 
     def train(self, start: int) -> int:
         """Train from step `start` to the end; returns the signal that stopped it early (the run is saved), or 0.
 
         Raises:
-            UserError: the loss is not finite any more.
+            UserError: too many steps in a row had to be left out, or the validation's loss is not finite.
         """
-        stop = StopRequest(self.accelerator)
+        stop = StopRequest(self.accelerator, self.deadline)
         with stop.listening(), self.screen.training(start, self.plan.steps) as show:
             if start == 0:
+                self._validate_teacher()
                 self._validate(0)
-            self.metrics.restart_clock()
-            for index in range(start, self.plan.steps):
-                rate = learning_rate(self.config, index, self.plan.steps)
-                loss, norm = self._step(index, rate)
-                step = index + 1
-                self.metrics.add(step, rate, loss, norm)
+            self.metrics.speed.restart_clock(start)
+            for step in range(start + 1, self.plan.steps + 1):
+                if self.watch.is_over:
+                    break
+                rate = learning_rate(self.config, step - 1, self.plan.steps)
+                self.metrics.add(step, rate, *self._step(step - 1, rate))
                 signal = stop.agreed()
                 is_last = step == self.plan.steps
                 evaluates = is_last or step % self.plan.eval_every == 0
-                saves = is_last or signal or step % self.plan.save_every == 0
+                saves = bool(is_last or signal or step % self.plan.save_every == 0)
                 if evaluates or saves or step % self.config.log_every == 0:
-                    show(step, _words(self.metrics.flush()))
+                    self._look(show)
                 if evaluates:
                     self._validate(step)
-                if saves:
-                    self.checkpoints.save(step)
+                if saves or self.watch.is_over or self.watch.kept == step:
+                    self.checkpoints.save(step, self.watch.kept)
                 if evaluates or saves:
-                    self.metrics.restart_clock()
-                if signal and not is_last:
+                    self.metrics.speed.restart_clock(step)
+                if signal and not is_last and not self.watch.is_over:
                     return signal
         return 0
 
-    def _step(self, index: int, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """One optimizer step on the global batch: this process's share of the mean loss, and the gradient's norm.
+    def _look(self, show: Callable[[int, str], None]) -> None:
+        """Read back what the last steps were like: write it, show it, and stop if it is hopeless.
+
+        Raises:
+            UserError: so many steps in a row were left out that the run should end.
+        """
+        lines = self.metrics.flush()
+        bad = [line for line in lines if "left_out" in line]
+        for line in bad:
+            self.screen.note(f"step {line['step']} is left out: {_judged(line)}")
+        show(lines[-1]["step"], _words(lines[-1], self.metrics.left_out))
+        if self.metrics.in_a_row >= self.config.max_bad_steps:
+            raise UserError(
+                f"step {lines[-1]['step']}: the last {self.metrics.in_a_row} steps had to be left out "
+                f"({_judged(bad[-1])}), at learning rate {lines[-1]['learning_rate']:.3g}; training stopped, and "
+                "earlier checkpoints of the run are kept: lower learning_rate, clip more, or raise spike_sigmas if "
+                "these are no spikes"
+            )
+
+    def _step(self, index: int, rate: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One optimizer step on the global batch: its mean loss, the gradient's norm, and 1.0 if it was left out.
 
         Every label weighs the same, wherever it is: losses are summed over micro-batches and processes, and divided
         by the labels of the whole step. Processes average their gradients, hence the factor that undoes it.
@@ -87,6 +115,8 @@ class Trainer:
         parts = self.samples.batch(mine).to(self.accelerator.device).micro_batches(self.plan.rows)
         if self.lesson is not None:
             self.lesson.attention_weight = self.config.attention_weight * (1 - index / self.plan.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_multiplier", 1.0)
         total = torch.zeros((), device=self.accelerator.device)
         for number, part in enumerate(parts, start=1):
             with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.module):
@@ -95,11 +125,13 @@ class Trainer:
             total += loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip or inf)
         assert norm is not None
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_multiplier", 1.0)
-        self.optimizer.step()
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        total = self.accelerator.reduce(total, "sum")
+        assert isinstance(total, torch.Tensor)
+        left_out = self.guard.judge(total, norm)
+        step_unless(left_out, self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
-        return total, norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return total, norm, left_out
 
     def _validate(self, step: int) -> None:
         if self.validation is None:
@@ -110,7 +142,20 @@ class Trainer:
                 f"after {step} steps the validation loss is {loss}; look at the checkpoint and its precision"
             )
         perplexity = self.metrics.add_validation(step, loss)
+        self.watch.see(step, loss)
         self.screen.note(f"step {step}/{self.plan.steps}  validation loss {loss:.4f}, perplexity {perplexity:.3f}")
+        if self.watch.is_over:
+            since, best = self.watch.since, self.watch.best
+            self.screen.note(f"Stopping: {since} validations in a row were no better than that of step {best}")
+
+    def _validate_teacher(self) -> None:
+        """What the teacher itself makes of the held-out text: the level that the model is to come back to."""
+        if self.validation is None or self.lesson is None or self.lesson.teacher is None:
+            return
+        with self.lesson.judging_teacher():
+            loss = self.validation.loss(self.module, self.accelerator)
+        perplexity = self.metrics.add_validation(0, loss, whose="teacher")
+        self.screen.note(f"The teacher: validation loss {loss:.4f}, perplexity {perplexity:.3f}")
 
 
 def _seed_dropout(*numbers: int) -> None:
@@ -118,7 +163,19 @@ def _seed_dropout(*numbers: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
 
 
-def _words(line: dict[str, float]) -> str:
+def _words(line: dict[str, Any], left_out: int) -> str:
     """A metrics line for the bar."""
-    speed = line["tokens_per_second"]
-    return f"loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}  {speed:,.0f} tokens/s"
+    loss, speed = line["loss"], line["tokens_per_second"]
+    words = f"loss {loss:.4f}" if loss is not None else "no loss"
+    words += f"  lr {line['learning_rate']:.2e}  {speed:,.0f} tokens/s"
+    words += f"  MFU {line['mfu']:.0%}" if "mfu" in line else ""
+    words += f"  {line['memory_bytes'] / 1e9:.1f} GB"
+    return words + (f"  {left_out} left out" if left_out else "")
+
+
+def _judged(line: dict[str, Any]) -> str:
+    """What was wrong with a step."""
+    loss, norm = line["loss"], line["grad_norm"]
+    if loss is None or norm is None:
+        return f"its {'loss' if loss is None else 'gradient'} is not finite"
+    return f"a spike, its loss {loss:.4f}, its gradient norm {norm:.3g}"

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from torch import nn
 from gqa.convert.errors import UserError
 from gqa.convert.family import Family, all_families, family_for
 from gqa.convert.source import read_config
+from gqa.convert.tensors import read_entries
 from gqa.uptrain.config import UptrainConfig
 
 if TYPE_CHECKING:
@@ -57,6 +59,16 @@ def _parameters(model: "PreTrainedModel", checkpoint: Path, *, only_kv: bool) ->
     if not found:
         raise UserError(f"no attention was found by name in {checkpoint}; leave train and kv_lr_multiplier out")
     return found
+
+
+def trained_share(checkpoint: Path, config: UptrainConfig) -> float:
+    """The share of the weights that is trained, as the names on disk tell before a model is there."""
+    if config.train == "all":
+        return 1.0
+    family = _family(checkpoint, only_kv=config.train == "kv")
+    pattern = re.compile("|".join(_patterns(family, only_kv=config.train == "kv")))
+    sizes = {name: prod(entry.shape) for name, entry in read_entries(checkpoint).items()}
+    return sum(size for name, size in sizes.items() if pattern.search(name)) / sum(sizes.values())
 
 
 def _family(checkpoint: Path, *, only_kv: bool) -> Family:

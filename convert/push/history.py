@@ -81,9 +81,10 @@ def _change_of_class(stage: Mapping[str, Any]) -> Iterator[str]:
 
 def _training(facts: Facts, stage: Mapping[str, Any]) -> Iterator[str]:
     config, losses = stage["config"], [line["validation_perplexity"] for line in stage.get("validation") or []]
+    data = [config["data"]] if isinstance(config["data"], str) else config["data"]
     watched = f"; perplexity on validation text went from {losses[0]:.4g} to {losses[-1]:.4g}" if losses else ""
     yield (
-        f"All weights were trained on {stage['tokens']:,} tokens of {facts.data_name(config['data'])}, in "
+        f"All weights were trained on {stage['tokens']:,} tokens of {', '.join(map(facts.data_name, data))}, in "
         f"{stage['steps']:,} steps at a learning rate of up to {config['learning_rate']:g}{watched}."
     )
 

@@ -94,7 +94,9 @@ def hub_data(stages: Stages, report: Mapping[str, Any] | None) -> frozenset[str]
 def _named_data(stages: Stages, report: Mapping[str, Any] | None) -> Iterator[str]:
     for stage in stages:
         for options in (stage.get("calibration"), stage.get("config")):
-            yield from (str(options[key]) for key in ("data", "validation_data") if options and options.get(key))
+            named = [options[key] for key in ("data", "validation_data") if options and options.get(key)]
+            for names in named:
+                yield from [names] if isinstance(names, str) else names
     if report:
         yield str(report["options"]["data"])
 

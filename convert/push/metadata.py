@@ -70,7 +70,9 @@ def _tags(facts: Facts) -> list[str] | None:
 def _datasets(facts: Facts) -> list[str]:
     """Datasets on the Hub that the weights were made with, not those they were measured on."""
     used = [stage["calibration"]["data"] for stage in facts.conversions if stage.get("calibration")]
-    used += [stage["config"]["data"] for stage in facts.trainings]
+    for stage in facts.trainings:
+        data = stage["config"]["data"]
+        used += [data] if isinstance(data, str) else data
     return [name for name in dict.fromkeys(used) if name in facts.hub_data]
 
 

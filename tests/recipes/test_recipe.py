@@ -9,7 +9,7 @@ import pytest
 from gqa.convert.errors import UserError
 from gqa.convert.tables import to_toml
 from gqa.eval.options import EvalOptions
-from gqa.recipes.files import SHIPPED, shipped_recipes
+from gqa.recipes.files import shipped_recipes
 from gqa.recipes.recipe import Recipe, load_recipe
 from gqa.uptrain.config import UptrainConfig
 
@@ -79,17 +79,6 @@ def test_llama2_inherits_the_papers_conversion_and_trains_a_billion_tokens():
 def test_a_budget_on_the_command_line_replaces_the_recipes_own():
     config = load_recipe("llama2-7b-gqa8", ["uptrain.max_steps=20"]).uptrain
     assert (config.max_steps, config.alpha, config.pretraining_tokens) == (20, None, None)
-
-
-def test_accelerate_reads_the_launch_configuration():
-    from accelerate.commands.config.config_args import load_config_from_file
-
-    for path in (SHIPPED / "accelerate").glob("*.yaml"):
-        config = load_config_from_file(str(path))
-        assert config.distributed_type == "FSDP"
-        settings = config.fsdp_config  # pyright: ignore[reportAttributeAccessIssue]
-        assert settings is not None
-        assert settings["fsdp_version"] == 2
 
 
 def test_the_stages_are_joined_by_the_runs_directory(tmp_path: Path):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from clock import without_clock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -120,7 +121,7 @@ def flags(options: dict[str, Any]) -> list[str]:
 def read_lines(run: Path) -> list[dict[str, Any]]:
     """A run's metrics, without those that depend on the clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]
+    return [without_clock(line) for line in lines]
 
 
 @pytest.fixture

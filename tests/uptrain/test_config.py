@@ -7,8 +7,8 @@ import pytest
 
 from gqa.convert.errors import UserError
 from gqa.convert.options import build_options
-from gqa.uptrain.cli import field_docs
 from gqa.uptrain.config import FREE_ON_RESUME, NAMES_OF_CONTENT, UptrainConfig
+from gqa.uptrain.flags import field_docs
 from gqa.uptrain.recipe import RIVALS, overlay
 
 ENOUGH: dict[str, Any] = {"checkpoint": "ckpt", "data": "text.jsonl", "max_steps": 3}

@@ -29,7 +29,8 @@ from gqa.uptrain.lesson import Lesson
 from gqa.uptrain.objective import NextTokenLoss, TargetLoss
 from gqa.uptrain.schedule import learning_rate
 from gqa.uptrain.teacher import keeps_apart
-from gqa.uptrain.tokens import Text, open_stores
+from gqa.uptrain.tokenise import Text
+from gqa.uptrain.tokens import open_stores
 from tests.uptrain.test_resume import KILL
 from tests.uptrain.test_train import documents_of
 
@@ -394,3 +395,13 @@ def test_sharded_student_and_teacher_give_the_same_gradients(parent: Path, child
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("equal") == 2
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
+def test_compiled_it_learns_the_same(configured: Configured, metrics_of, tmp_path: Path):
+    plain, compiled = (
+        uptrain(configured(max_steps=3, compile=compiles, output=tmp_path / str(compiles)))
+        for compiles in (False, True)
+    )
+    for line, other in zip(metrics_of(compiled.run_dir), metrics_of(plain.run_dir), strict=True):
+        assert line == pytest.approx(other, rel=1e-4)

@@ -21,7 +21,8 @@ from gqa.uptrain.batches import Sampler
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.pairs import PairSampler, PairStore
 from gqa.uptrain.schedule import learning_rate
-from gqa.uptrain.tokens import Text, open_stores
+from gqa.uptrain.tokenise import Text
+from gqa.uptrain.tokens import open_stores
 from tests.uptrain.test_resume import KILL
 
 Configured = Callable[..., UptrainConfig]

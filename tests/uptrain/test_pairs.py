@@ -10,7 +10,8 @@ from gqa.convert.errors import UserError
 from gqa.convert.pretrained import load_tokenizer
 from gqa.uptrain.batches import IGNORED
 from gqa.uptrain.pairs import PairSampler, PairStore
-from gqa.uptrain.tokens import Text, TokenStore, open_stores
+from gqa.uptrain.tokenise import Text
+from gqa.uptrain.tokens import TokenStore, open_stores
 
 LENGTHS = [(3, 2), (9, 1), (1, 7), (4, 4), (6, 3), (2, 2), (5, 9)]
 

@@ -11,7 +11,8 @@ import pytest
 from tokenizers import Tokenizer, processors
 
 from gqa.convert.errors import UserError
-from gqa.uptrain.tokens import Text, TokenStore, default_cache, open_stores
+from gqa.uptrain.tokenise import Text
+from gqa.uptrain.tokens import TokenStore, default_cache, open_stores
 
 
 def ignore(tokens: int) -> None:
@@ -50,7 +51,7 @@ def test_a_tokenizer_that_closes_documents_itself_is_left_to_it(data, checkpoint
 def test_a_second_run_reads_what_the_first_has_written(data, checkpoint, tmp_path: Path, monkeypatch):
     first, _ = open_stores(text_of(data, checkpoint), tmp_path, ignore)
     moved = Path(shutil.copy(data, tmp_path / "moved.jsonl"))
-    monkeypatch.setattr("gqa.uptrain.tokens._tokenise", None)
+    monkeypatch.setattr("gqa.uptrain.tokens.make_store", None)
     second, _ = open_stores(text_of(moved, checkpoint), tmp_path, ignore)
     assert second.key == first.key
     np.testing.assert_array_equal(second.tokens, first.tokens)
@@ -99,7 +100,8 @@ def test_held_out_documents_are_chosen_by_their_own_content(data, checkpoint, te
 def test_two_processes_at_once_make_one_store(data, checkpoint, tmp_path: Path):
     code = (
         "import sys; from pathlib import Path\n"
-        "from gqa.uptrain.tokens import Text, open_stores\n"
+        "from gqa.uptrain.tokenise import Text\n"
+        "from gqa.uptrain.tokens import open_stores\n"
         "text = Text(sys.argv[1], 'text', None, 'train', Path(sys.argv[2]), 0.0)\n"
         "said = []\n"
         "store, _ = open_stores(text, Path(sys.argv[3]), said.append)\n"
@@ -136,3 +138,87 @@ def test_the_cache_is_where_the_user_says(monkeypatch, tmp_path: Path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_cache() == tmp_path / ".cache" / "gqa"
+
+
+@pytest.fixture
+def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Text of several batches of 4 documents; a note is made after every second."""
+    monkeypatch.setattr("gqa.uptrain.tokenise._DOCUMENTS_AT_ONCE", 4)
+    monkeypatch.setattr("gqa.uptrain.tokenise._BATCHES_BETWEEN_NOTES", 2)
+    path = tmp_path / "many.jsonl"
+    path.write_text("".join(json.dumps({"text": f"document {number} " * (number % 5)}) + "\n" for number in range(40)))
+    return path
+
+
+def same(one: tuple[TokenStore, TokenStore], other: tuple[TokenStore, TokenStore]) -> bool:
+    pairs = zip(one, other, strict=True)
+    return all(
+        np.array_equal(a.tokens, b.tokens) and np.array_equal(a.starts, b.starts) and a.largest_id == b.largest_id
+        for a, b in pairs
+    )
+
+
+def test_several_processes_write_what_one_writes(many: Path, checkpoint: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("gqa.uptrain.tokenise._BATCHES_ALONE", 2)
+    text = text_of(many, checkpoint, 0.3)
+    alone = open_stores(text, tmp_path / "one", ignore, processes=1)
+    assert same(open_stores(text, tmp_path / "two", ignore, processes=2), alone)
+
+
+def test_what_was_tokenised_before_a_kill_is_kept(many: Path, checkpoint: Path, tmp_path: Path, monkeypatch):
+    text = text_of(many, checkpoint, 0.3)
+    whole = open_stores(text, tmp_path / "whole", ignore, processes=1)
+    calls: list[int] = []
+
+    def killed(tokens: int) -> None:
+        calls.append(tokens)
+        if len(calls) == 5:
+            raise KeyboardInterrupt  # nothing is cleared up that a kill would not leave: see the note below
+
+    with pytest.raises(KeyboardInterrupt):
+        open_stores(text, tmp_path / "killed", killed, processes=1)
+    (partial,) = (tmp_path / "killed").glob(".*.partial")
+    assert json.loads((partial / "written.json").read_text())["batches"] == 4
+    with (partial / "train.tokens").open("ab") as file:
+        file.write(b"half a batch, which is not in the note")
+    encoded: list[int] = []
+    from gqa.uptrain import tokenise
+
+    encode = tokenise._encode
+    monkeypatch.setattr(tokenise, "_encode", lambda *these: encoded.append(len(these[1])) or encode(*these))
+    assert same(open_stores(text, tmp_path / "killed", ignore, processes=1), whole)
+    assert sum(encoded) == 40 - 4 * 4
+    assert not list((tmp_path / "killed").glob(".*.partial"))
+
+
+def test_text_is_read_no_further_than_it_is_tokenised(checkpoint: Path, tmp_path: Path, monkeypatch):
+    """A corpus larger than memory: what has been read and not yet written is never more than a few batches."""
+    monkeypatch.setattr("gqa.uptrain.tokenise._DOCUMENTS_AT_ONCE", 4)
+    monkeypatch.setattr("gqa.uptrain.tokenise._BATCHES_ALONE", 2)
+    read, ahead = [0], []
+
+    def endless(self: Text):
+        from gqa.uptrain.tokenise import Document
+
+        for number in range(400):
+            read[0] += 1
+            yield Document(f"{number:04d}", str(number))
+
+    monkeypatch.setattr(Text, "documents", endless)
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    written = lambda tokens: ahead.append(read[0] - tokens // 5)  # noqa: E731 - four letters and the end
+    store, _ = open_stores(text_of(tmp_path / "a.jsonl", checkpoint), tmp_path / "cache", written, processes=2)
+    assert len(store.starts) == 400
+    assert max(ahead) <= 4 * (4 * 2 + 1)
+
+
+def test_a_disk_that_is_full_is_a_sentence(many: Path, checkpoint: Path, tmp_path: Path, monkeypatch):
+    import errno
+
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("gqa.uptrain.tokenise._Writer.append", no_room)
+    with pytest.raises(UserError, match="is full"):
+        open_stores(text_of(many, checkpoint), tmp_path / "cache", ignore, processes=1)
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]

@@ -1,0 +1,96 @@
+"""Operations, counted from the architecture, held against those that torch counts as they are done."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from gqa.uptrain import uptrain
+from gqa.uptrain.flops import attention_flops, device_peak, matrix_weights, training_flops
+
+ROWS, LENGTH = 2, 16
+
+
+def counted(model: torch.nn.Module, *, backward: bool = True) -> float:
+    """For every token, by torch."""
+    ids = torch.arange(ROWS * LENGTH).view(ROWS, LENGTH) % 300
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+        logits = model(input_ids=ids, use_cache=False).logits
+        if backward:
+            logits.sum().backward()
+    return counter.get_total_flops() / ROWS / LENGTH
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("llama", {}),
+        ("llama", {"num_key_value_heads": 1, "head_dim": 16}),
+        ("llama", {"tie_word_embeddings": True}),
+        ("gpt_neox", {}),
+        ("gpt2", {}),
+    ],
+    ids=str,
+)
+def test_torch_counts_the_same(make_checkpoint: Callable[..., Path], family: str, sizes: dict[str, object]):
+    model = AutoModelForCausalLM.from_pretrained(
+        make_checkpoint(family, **sizes), attn_implementation="eager", dtype=torch.float32
+    )
+    weights, trained = matrix_weights(model)
+    full = attention_flops(model.config, LENGTH, causal=False)  # eager attention computes what it masks, too
+    assert trained == weights
+    assert counted(model, backward=False) == pytest.approx(2 * weights + full, rel=1e-3)
+    assert counted(model) == pytest.approx(6 * weights + 3 * full, rel=1e-3)
+    half = attention_flops(model.config, LENGTH)
+    assert half == pytest.approx(full * (LENGTH + 1) / 2 / LENGTH)
+    assert training_flops(model, LENGTH) == pytest.approx(6 * weights + 3 * half)
+    teacher = 2 * weights + half
+    assert training_flops(model, LENGTH, model) == pytest.approx(6 * weights + 3 * half + teacher)
+    model.requires_grad_(False)
+    assert training_flops(model, LENGTH) == pytest.approx(4 * weights + 3 * half)
+
+
+def test_of_experts_those_count_that_a_token_passes_through(make_checkpoint: Callable[..., Path]):
+    sizes = {"num_local_experts": 4, "num_experts_per_tok": 1}
+    model = AutoModelForCausalLM.from_pretrained(make_checkpoint("mixtral", **sizes))
+    names = {name: item.numel() for name, item in model.named_parameters() if item.ndim > 1 and "embed" not in name}
+    experts = sum(size for name, size in names.items() if "experts" in name)
+    assert experts > 0
+    assert matrix_weights(model)[0] == sum(names.values()) - experts * 3 / 4
+
+
+def test_a_window_leaves_fewer_keys():
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}
+    windowed, whole = (AutoConfig.for_model("mistral", sliding_window=window, **sizes) for window in (4, None))
+    seen = sum(min(place + 1, 4) for place in range(16)) / 16
+    assert attention_flops(windowed, 16) == pytest.approx(2 * 4 * 32 * seen)
+    assert attention_flops(whole, 16) == pytest.approx(2 * 4 * 32 * 17 / 2)
+    mixed = AutoConfig.for_model(
+        "gemma2", sliding_window=4, head_dim=8, layer_types=["sliding_attention", "full_attention"], **sizes
+    )
+    assert attention_flops(mixed, 16) == pytest.approx(4 * 32 * (seen + 17 / 2))
+
+
+def test_the_peak_of_a_device_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch):
+    names = iter(["NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA H200", "NVIDIA L4", "NVIDIA L40S", "Something"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: next(names))
+    peaks = [device_peak(torch.device("cuda"), torch.bfloat16) for _ in range(6)]
+    assert peaks == [989e12, 756e12, 989e12, 121e12, 362e12, None]
+    measured = device_peak(torch.device("cpu"), torch.float32)
+    assert measured is not None
+    assert measured > 1e8
+
+
+def test_every_step_says_how_it_went(configured):
+    result = uptrain(configured())
+    for line in map(json.loads, (result.run_dir / "metrics.jsonl").read_text().splitlines()):
+        if "loss" in line:
+            assert line["tokens_per_second"] > 0
+            assert 0 < line["mfu"] < 2  # of a peak that is measured on a machine where others work, too
+            assert line["memory_bytes"] > 1e7
+            assert line["seconds_left"] >= 0
+    assert line.get("seconds_left", 0) == 0

@@ -1,0 +1,150 @@
+"""What ends a run before its budget: no better validation, the end of its time, no more memory, no more disk."""
+
+import errno
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from gqa.convert.errors import UserError
+from gqa.uptrain import uptrain
+from gqa.uptrain.cli import app
+from gqa.uptrain.config import UptrainConfig
+from gqa.uptrain.objective import NextTokenLoss
+from gqa.uptrain.validate import Validation
+from gqa.uptrain.watch import Watch
+
+Configured = Callable[..., UptrainConfig]
+
+
+def test_patience_counts_validations_without_a_new_best():
+    watch = Watch(2)
+    ends = []
+    for step, loss in enumerate([1.0, 3.0, 2.0, 2.0, 1.9, 2.5, math.inf]):
+        watch.see(step, loss)
+        ends.append(watch.is_over)
+    assert ends == [False, False, False, False, False, False, True]
+    assert (watch.best, watch.kept, Watch(None).kept) == (4, 4, None)
+
+
+@pytest.fixture
+def judged_as(monkeypatch: pytest.MonkeyPatch):
+    """Validations that find these losses, one after another."""
+
+    def judge(*losses: float) -> None:
+        left = list(losses)
+        monkeypatch.setattr(Validation, "loss", lambda *_: left.pop(0))
+
+    return judge
+
+
+def test_a_run_stops_early_and_the_best_state_is_what_comes_out(configured: Configured, judged_as, capfd):
+    judged_as(9.0, 5.0, 4.0, 4.5, 4.6)
+    changes = {"eval_every": 1, "save_every": 6, "keep_checkpoints": 1, "learning_rate": 1e-2}
+    result = uptrain(configured(**changes, patience=2, quiet=False))
+    assert "Stopping: 2 validations in a row were no better than that of step 2" in capfd.readouterr().err
+    assert (result.steps, result.tokens) == (2, 256)
+    assert sorted(path.name for path in (result.run_dir / "checkpoints").iterdir()) == ["step-2", "step-4"]
+    best = load_file(result.output / "model.safetensors")
+
+    judged_as(3.0, 2.0, 1.0, 0.5)
+    named = {"resume": str(result.run_dir / "checkpoints" / "step-2"), "run_dir": result.run_dir}
+    assert result.output.rename(result.output.with_name("best"))
+    again = uptrain(configured(**changes, patience=2, **named))  # its metrics after step 2 are forgotten
+    assert again.steps == 6
+    assert not torch.equal(best["lm_head.weight"], load_file(again.output / "model.safetensors")["lm_head.weight"])
+
+
+def test_a_run_that_has_stopped_early_does_not_go_on(configured: Configured, judged_as):
+    judged_as(9.0, 5.0, 6.0)
+    result = uptrain(configured(eval_every=1, patience=1))
+    result.output.rename(result.output.with_name("first"))
+    again = uptrain(configured(eval_every=1, patience=1))
+    assert (again.steps, again.validation) == (result.steps, result.validation)
+    first, second = (path / "model.safetensors" for path in (result.output.with_name("first"), again.output))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_end_of_the_time_saves_and_the_same_command_goes_on(configured: Configured, metrics_of, tmp_path, capfd):
+    with pytest.raises(SystemExit) as ended:
+        uptrain(configured(max_time="0.000001s", quiet=False))
+    assert ended.value.code == 0
+    assert "Stopped by max_time after step 1, which is saved" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+    resumed = uptrain(configured(max_time="2h"))
+    whole = uptrain(configured(output=tmp_path / "whole"))
+    assert metrics_of(resumed.run_dir) == metrics_of(whole.run_dir)
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"), [("90", 90), ("90s", 90), ("1.5h", 5400), ("90m", 5400), ("1d12h", 129600), ("2h30m", 9000)]
+)
+def test_times(configured: Configured, said: str, seconds: float):
+    assert configured(max_time=said).seconds == seconds
+
+
+@pytest.mark.parametrize("said", ["", "soon", "0", "3w", "-1", "1h2d"])
+def test_what_is_no_time(configured: Configured, said: str):
+    with pytest.raises(UserError, match="is no time; write seconds, or like 90m, 12h, 1d12h"):
+        configured(max_time=said)
+
+
+def test_out_of_memory_says_what_would_take_less(flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def full(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(NextTokenLoss, "forward", full)
+    result = CliRunner().invoke(app, flags)
+    said = " ".join(result.stderr.replace("│", " ").split())
+    assert result.exit_code == 2
+    assert "out of memory with 4 sequences of 32 tokens at once in a process; try --micro-batch-size 2, or" in said
+    assert "--gradient-checkpointing, or --accelerate-config fsdp2 on several GPUs" in said
+    assert "Traceback" not in said
+
+
+def test_memory_that_a_cpu_does_not_have_is_a_sentence_too(configured: Configured, monkeypatch: pytest.MonkeyPatch):
+    def enormous(*_: Any) -> torch.Tensor:
+        return torch.empty(1 << 60)
+
+    monkeypatch.setattr(NextTokenLoss, "forward", enormous)
+    with pytest.raises(UserError, match="out of memory with 4 sequences"):
+        uptrain(configured())
+
+
+def test_a_device_that_is_full_ends_the_run_with_the_last_checkpoint(configured: Configured, monkeypatch, tmp_path):
+    """What the checkpoint's writer writes goes to /dev/full, from the second checkpoint on."""
+    from torch.distributed.checkpoint.filesystem import FileSystem
+
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no device that is always full")
+    create = FileSystem.create_stream
+
+    def filling(self: FileSystem, path: Any, mode: str) -> Any:
+        is_second = re.search(r"step-2\.partial/.*\.distcp", str(path)) and "w" in mode
+        return create(self, Path("/dev/full") if is_second else path, mode)
+
+    monkeypatch.setattr(FileSystem, "create_stream", filling)
+    config = configured(save_every=1, max_steps=3)
+    with pytest.raises(UserError, match="is full; what was being written is removed"):
+        uptrain(config)
+    assert [path.name for path in (tmp_path / "out.run" / "checkpoints").iterdir()] == ["step-1"]
+    monkeypatch.undo()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert uptrain(config).steps == 3
+
+
+def test_metrics_that_find_no_room_are_a_sentence(configured: Configured, monkeypatch: pytest.MonkeyPatch):
+    from gqa.uptrain.metrics import Metrics
+
+    def no_room(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Metrics, "_write", no_room)
+    with pytest.raises(UserError, match="is full"):
+        uptrain(configured())

@@ -1,0 +1,92 @@
+"""`gqa-uptrain export`: checkpoints of saved states, and what can't be one."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from gqa.convert.provenance import read_stages
+from gqa.uptrain import uptrain
+from gqa.uptrain.cli import export_app
+from gqa.uptrain.config import UptrainConfig
+from gqa.uptrain.saved import SavedWeights
+
+Configured = Callable[..., UptrainConfig]
+
+
+@pytest.fixture
+def run(configured: Configured) -> Path:
+    return uptrain(configured()).run_dir
+
+
+def exported(*words: object) -> tuple[int, str]:
+    result = CliRunner().invoke(export_app, list(map(str, words)))
+    assert "Traceback" not in result.output
+    return result.exit_code, " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_the_newest_state_is_the_finished_checkpoint(run: Path, tmp_path: Path):
+    assert exported(run, "-o", tmp_path / "made")[0] == 0
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == names
+    for name in names:
+        if name != "gqa.json":
+            assert (tmp_path / "made" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    made, finished = (read_stages(tmp_path / name)[-1] for name in ("made", "out"))
+    told = {"created", "command"}
+    assert {key: value for key, value in made.items() if key not in told} == {
+        key: value for key, value in finished.items() if key not in told
+    }
+
+
+def test_an_earlier_state_says_so(run: Path, tmp_path: Path):
+    code, said = exported(run / "checkpoints" / "step-4")
+    assert code == 0
+    assert f"The checkpoint of step 4 is in {tmp_path / 'out-step-4'}" in said
+    stage = read_stages(tmp_path / "out-step-4")[-1]
+    assert (stage["steps"], stage["tokens"]) == (4, 512)
+    assert [line["step"] for line in stage["validation"]] == [0, 3]
+
+
+def test_only_what_is_asked_for_is_read(run: Path, monkeypatch: pytest.MonkeyPatch):
+    made: list[int] = []
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **how: made.append(1) or empty(*size, **how))
+    tensors = SavedWeights(run / "checkpoints" / "step-6").read(["model.norm.weight"])
+    assert [tuple(tensor.shape) for tensor in tensors.values()] == [(32,)]
+    assert len(made) == 1
+
+
+def test_what_cannot_be_exported(run: Path, checkpoint: Path, tmp_path: Path):
+    for words, said in (
+        ([tmp_path / "none"], "no such directory"),
+        ([checkpoint], "is not a complete checkpoint of a run"),
+        ([run, "-o", tmp_path / "out"], "exists; choose another with --output"),
+        ([run, "-o", run / "inside"], "is the input"),
+        ([run, "-o", tmp_path / "new", "--checkpoint", tmp_path / "out"], "is not what the run in"),
+        ([run, "-o", tmp_path / "new", "--checkpoint", tmp_path / "gone"], "no such directory"),
+    ):
+        code, found = exported(*words)
+        assert (code, said in found) == (2, True), found
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_that_has_moved_can_be_named(run: Path, checkpoint: Path, tmp_path: Path):
+    record = json.loads((run / "run.json").read_text())
+    moved = shutil.copytree(checkpoint, tmp_path / "moved")
+    record["config"]["checkpoint"] = str(tmp_path / "elsewhere")
+    (run / "run.json").write_text(json.dumps(record))
+    assert exported(run, "-o", tmp_path / "new")[0] == 2
+    assert exported(run, "-o", tmp_path / "new", "--checkpoint", moved)[0] == 0
+    (run / "run.json").write_text("{}")
+    assert "lacks something" in exported(run, "-o", tmp_path / "newer")[1]
+
+
+def test_a_run_that_has_saved_nothing(run: Path, tmp_path: Path):
+    shutil.rmtree(run / "checkpoints")
+    code, said = exported(run, "-o", tmp_path / "new")
+    assert (code, "has saved nothing yet" in said) == (2, True)

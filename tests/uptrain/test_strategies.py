@@ -1,0 +1,123 @@
+"""One process, several, and several that share the model's shards: the same run, whoever goes on with it.
+
+FSDP2 runs here on CPUs, through accelerate's own preparation, which leaves CPUs out only by asking for the device. What
+only GPUs can prove, the launcher's way into it and NCCL, is marked so.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from gqa.uptrain import uptrain
+from gqa.uptrain.cli import export_app
+from gqa.uptrain.config import UptrainConfig
+from gqa.uptrain.launch import FOLDER
+
+Configured = Callable[..., UptrainConfig]
+
+SHARD = """
+import atexit
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.tensor import DTensor
+import gqa.uptrain.run
+class Sharding(Accelerator):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.state.distributed_type = DistributedType.FSDP
+        self.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
+        )
+    def prepare(self, *items):
+        module, optimizer = super().prepare(*items)
+        assert all(isinstance(item, DTensor) for item in module.parameters())
+        assert type(module.model.model.layers[0]).__name__.startswith("FSDP")
+        return module, optimizer
+gqa.uptrain.run.Accelerator = Sharding
+"""
+"""Makes accelerate shard on CPUs what its FSDP2 plugin shards on GPUs, and makes sure that it did."""
+
+STRATEGIES = {"ddp": "", "fsdp2": SHARD}
+
+
+def agree(lines: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert [line["step"] for line in lines] == [line["step"] for line in expected]
+    for line, other in zip(lines, expected, strict=True):
+        assert line == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_run_goes_on_with_another_number_of_processes(
+    strategy: str, configured: Configured, flags: list[str], finish, metrics_of, tmp_path: Path
+):
+    """One process, two of them, one after two, and two after one; and exports of what each has saved."""
+    words = [*flags, "--micro-batch-size", "1", "--overwrite"]
+    one = uptrain(configured(output=tmp_path / "one"))
+    whole = metrics_of(one.run_dir)
+    code, said = finish(words, processes=2, patch=STRATEGIES[strategy], folder=tmp_path)
+    assert code == 0, said
+    agree(metrics_of(tmp_path / "out.run"), whole)
+    equal_weights(tmp_path / "out", one.output)
+    exported = [export(run / "checkpoints" / "step-4", tmp_path / name) for run, name in
+                ((one.run_dir, "of one"), (tmp_path / "out.run", "of two"))]  # fmt: skip
+    equal_weights(*exported)
+    assert bytes_of(export(tmp_path / "out.run", tmp_path / "newest")) == bytes_of(tmp_path / "out")
+    AutoModelForCausalLM.from_pretrained(exported[1])
+
+    copy = shutil.copytree(tmp_path / "out.run", tmp_path / "copy.run")
+    resumed = uptrain(configured(output=tmp_path / "then one", run_dir=copy, resume=str(copy / "checkpoints/step-4")))
+    agree(metrics_of(copy), whole)
+    equal_weights(resumed.output, one.output)
+
+    run = one.run_dir
+    again = ["--run-dir", str(run), "--resume", str(run / "checkpoints" / "step-4"), "--output", str(tmp_path / "two")]
+    code, said = finish([*words, *again], processes=2, patch=STRATEGIES[strategy], folder=tmp_path)
+    assert code == 0, said
+    assert "from step 4 to 6" in said
+    agree(metrics_of(run), whole)
+    equal_weights(tmp_path / "two", resumed.output)
+
+
+def export(saved: Path, output: Path) -> Path:
+    result = CliRunner().invoke(export_app, [str(saved), "-o", str(output)])
+    assert result.exit_code == 0, result.output
+    return output
+
+
+def bytes_of(checkpoint: Path) -> bytes:
+    return (checkpoint / "model.safetensors").read_bytes()
+
+
+def equal_weights(one: Path, other: Path) -> None:
+    ours, theirs = (load_file(path / "model.safetensors") for path in (one, other))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_gpus_launched_by_name_learn_the_same(
+    name: str, flags: list[str], configured: Configured, metrics_of, tmp_path: Path
+):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(FOLDER / f"{name}.yaml")]
+    command = [*launch, "--num_processes", "2", "-m", "gqa.uptrain", *flags]
+    settings = {key: value for key, value in os.environ.items() if key != "ACCELERATE_USE_CPU"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=settings)
+    assert done.returncode == 0, done.stderr
+    expected = metrics_of(uptrain(configured(output=tmp_path / "cpu")).run_dir)
+    for line, other in zip(metrics_of(tmp_path / "out.run"), expected, strict=True):
+        for key in ("loss", "validation_loss"):
+            assert line.get(key) == pytest.approx(other.get(key), rel=1e-3)
+    equal_weights(export(tmp_path / "out.run", tmp_path / "exported"), tmp_path / "out")
