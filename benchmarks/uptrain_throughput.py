@@ -8,8 +8,8 @@ work. What is timed is the second half of the steps; loading, compiling and savi
     python benchmarks/uptrain_throughput.py --hidden-size 2048 --layers 16 --sequence-length 4096 --precision bfloat16
     python benchmarks/uptrain_throughput.py --profile        # where the time of gqa-uptrain goes, by operation
 
-The FLOPs are those of matrix products and attention, forward and backward, counted by torch on the model without
-weights; the share is of the speed of one matrix product as wide as the model, in the same precision.
+FLOPs are counted as for MFU (`gqa.uptrain.flops`); the share is of the speed of one matrix product as wide as the
+model, in the same precision.
 """
 
 import json
@@ -29,13 +29,14 @@ from calibration_memory import matmul_speed
 from distill_memory import mib, peak, reset_peak
 from rich.console import Console
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
 
+from gqa.convert.options import build_options
 from gqa.recipes.demo.corpus import TRAIN, write_corpus
 from gqa.recipes.demo.scratch import SPECIAL_TOKENS, write_random_checkpoint
 from gqa.uptrain import UptrainConfig, uptrain
 from gqa.uptrain.checkpoints import Checkpoints
 from gqa.uptrain.config import as_json
+from gqa.uptrain.flops import training_flops
 from gqa.uptrain.metrics import read_metrics
 from gqa.uptrain.optimizer import build_optimizer
 from gqa.uptrain.prepare import prepare
@@ -81,9 +82,9 @@ def by_uptrain(config: UptrainConfig, device: str) -> Timing:
     before, peaks = reset_peak(device), list[int]()
     save = Checkpoints.save
 
-    def note_and_save(self: Checkpoints, step: int) -> Path:
+    def note_and_save(*given: Any) -> Path:
         peaks.append(peak(device))
-        return save(self, step)
+        return save(*given)
 
     with patch.object(Checkpoints, "save", note_and_save):
         result = uptrain(config)
@@ -127,7 +128,7 @@ def by_trainer(config: UptrainConfig, device: str) -> Timing:
         max_grad_norm=config.clip,
         bf16=config.precision == "bfloat16",
         torch_compile=config.compile,
-        gradient_checkpointing=config.gradient_checkpointing,
+        **({"gradient_checkpointing": True} if config.gradient_checkpointing else {}),
         use_cpu=device == "cpu",
         logging_steps=steps // 2,
         save_strategy="no",
@@ -159,10 +160,7 @@ def flops_of_a_token(checkpoint: Path, length: int) -> float:
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint))
-        ids = torch.zeros(1, length, dtype=torch.long)
-    with FlopCounterMode(display=False) as counter:
-        model(input_ids=ids, use_cache=False).logits.sum().backward()
-    return counter.get_total_flops() / length
+    return training_flops(model, length)
 
 
 def profile(config: UptrainConfig) -> str:
@@ -183,10 +181,7 @@ def measured(way: str, config: UptrainConfig, device: str) -> Timing:
 
 def measure_here(way: str, device: str) -> None:
     """In that process: the config comes in, the timing goes out."""
-    options = json.load(sys.stdin)
-    paths = {key: Path(options[key]) for key in ("output", "cache_dir")}
-    lists = {key: tuple(options[key]) for key in ("betas", "trackers")}
-    config = UptrainConfig(**options | paths | lists)
+    config = build_options(UptrainConfig, json.load(sys.stdin), "uptrain")
     print(json.dumps(vars({"Trainer": by_trainer, "gqa-uptrain": by_uptrain}[way](config, device))))
 
 
