@@ -8,6 +8,8 @@ import inspect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from gqa.convert.pretrained import hears
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -60,18 +62,24 @@ class CacheSize:
 def cache_size(model: "PreTrainedModel", config: "PreTrainedConfig", context: int) -> CacheSize:
     """Both sizes for one sequence of `context` tokens, in the precision the model is loaded in.
 
-    For an encoder-decoder: for a target and a source of `context` tokens each.
+    For an encoder-decoder: for a target and a source of `context` tokens each. A source of sound is always as long as
+    the encoder hears, and its tokens are the encoder's positions.
     """
     own = decoder_config(config)
-    formula, heads = formula_cache_bytes(own, context, model.dtype.itemsize), num_kv_heads(own)
+
+    def size(context: int, measured: int) -> CacheSize:
+        formula = formula_cache_bytes(own, context, model.dtype.itemsize)
+        return CacheSize(
+            context=context, formula_bytes=formula, measured_bytes=measured, num_kv_heads=num_kv_heads(own)
+        )
+
     if not config.is_encoder_decoder:
-        measured = measured_cache_bytes(model, context)
-        return CacheSize(context=context, formula_bytes=formula, measured_bytes=measured, num_kv_heads=heads)
-    sizes = [
-        CacheSize(context=context, formula_bytes=formula, measured_bytes=measured, num_kv_heads=heads)
-        for measured in measured_pair_bytes(model, context)
-    ]
-    return replace(sizes[0], cross=sizes[1])
+        return size(context, measured_cache_bytes(model, context))
+    lengths = (context, context)
+    if hears(config):
+        lengths = min(context, config.max_target_positions), config.max_source_positions
+    target, source = map(size, lengths, measured_pair_bytes(model, *lengths))
+    return replace(target, cross=source)
 
 
 def decoder_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
@@ -109,13 +117,24 @@ def measured_cache_bytes(model: "PreTrainedModel", context: int) -> int:
     return cache_bytes(cache)
 
 
-def measured_pair_bytes(model: "PreTrainedModel", context: int) -> tuple[int, int]:
-    """The same of an encoder-decoder: bytes of a target (self-attention) and of a source (cross-attention)."""
+def measured_pair_bytes(model: "PreTrainedModel", target: int, source: int) -> tuple[int, int]:
+    """The same of an encoder-decoder: bytes of a target (self-attention) and of a source (cross-attention).
+
+    Args:
+        model: an encoder-decoder.
+        target: how many tokens its target has.
+        source: how many positions its encoder puts out.
+    """
     import torch
 
-    ids = torch.arange(context, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    heard, read = (torch.arange(length, device=model.device)[None] % vocabulary for length in (source, target))
+    given: dict[str, torch.Tensor] = {"input_ids": heard}
+    if hears(model.config):  # two frames make a position
+        silence = torch.zeros(1, model.config.num_mel_bins, 2 * source, device=model.device, dtype=model.dtype)
+        given = {"input_features": silence}
     with torch.inference_mode():
-        cache = model(input_ids=ids, decoder_input_ids=ids, use_cache=True).past_key_values
+        cache = model(**given, decoder_input_ids=read, use_cache=True).past_key_values
     return cache_bytes(cache.self_attention_cache), cache_bytes(cache.cross_attention_cache)
 
 

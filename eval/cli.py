@@ -26,7 +26,7 @@ def evaluate(
     ],
     text_column: Annotated[str, typer.Option(help="The key or column that holds the text.")] = "text",
     source_column: Annotated[
-        str, typer.Option(help="For encoder-decoders: the column that holds the source ...")
+        str, typer.Option(help="For encoder-decoders: the column that holds the source (Whisper: audio) ...")
     ] = "source",
     target_column: Annotated[
         str, typer.Option(help="... and the target; T5 also takes plain text, under span corruption.")

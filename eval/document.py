@@ -36,9 +36,11 @@ class Sample(_Part):
     bos: str | None = None
     """Where a BOS token stood, `auto` resolved."""
     objective: str | None = None
-    """Of encoder-decoders: `pairs` or `spans`."""
+    """Of encoder-decoders: `pairs`, `spans` or `speech`."""
     pairs: int | None = None
     source_tokens: int | None = None
+    seconds: float | None = None
+    """Of recordings, as far as they are heard."""
     sources_cut: int | None = None
     targets_cut: int | None = None
 

@@ -32,7 +32,8 @@ class EvalOptions:
 
     source_column: str = "source"
     """For encoder-decoders: the column of what goes in. Where the data has it and `target_column`, its pairs are
-    scored; where it has not, T5 and its kin are scored on the text under span corruption (`gqa.eval.spans`)."""
+    scored; where it has not, T5 and its kin are scored on the text under span corruption (`gqa.eval.spans`), and
+    Whisper on the recordings of the column `audio` with the transcripts of `text_column`."""
 
     target_column: str = "target"
     """For encoder-decoders: the column of what is to come out."""

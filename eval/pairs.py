@@ -104,14 +104,19 @@ def pair_material(tokenizer: "PreTrainedTokenizerBase", options: EvalOptions, ch
         UserError: the data can't be read, or is text and the checkpoint's tokenizer has no sentinels; options that
             mean nothing here.
     """
-    _check_options(options, checkpoint)
+    check_options(options, checkpoint)
     columns = {options.source_column, options.target_column}
     if has_columns(options.data, columns, subset=options.subset, split=options.split):
         return _given(tokenizer, options)
     return _corrupted(tokenizer, options, checkpoint)
 
 
-def _check_options(options: EvalOptions, checkpoint: object) -> None:
+def check_options(options: EvalOptions, checkpoint: object) -> None:
+    """Refuse what means nothing to an encoder-decoder.
+
+    Raises:
+        UserError: it was asked for.
+    """
     for name, asked in {
         "stride": options.stride is not None,
         "bos": options.bos != "auto",
@@ -156,7 +161,7 @@ def _given(tokenizer: "PreTrainedTokenizerBase", options: EvalOptions) -> PairMa
         num_bytes=int(sum(pair.num_bytes.sum() for pair in encoded)),
     )
     return PairMaterial(
-        pairs=_laid_out([pair.source for pair in encoded], sizes),
+        pairs=laid_out([pair.source for pair in encoded], sizes),
         targets=np.concatenate([pair.target for pair in encoded]),
         sample=sample,
         digest=digest.hexdigest(),
@@ -233,7 +238,7 @@ def _corrupted(tokenizer: "PreTrainedTokenizerBase", options: EvalOptions, check
         np.where(own, text.num_bytes[where], 0),
     )
     return PairMaterial(
-        pairs=_laid_out(sources, sizes),
+        pairs=laid_out(sources, sizes),
         targets=np.concatenate(targets),
         sample=sample,
         digest=text.sha256,
@@ -245,6 +250,7 @@ def _corrupted(tokenizer: "PreTrainedTokenizerBase", options: EvalOptions, check
     )
 
 
-def _laid_out(sources: list[np.ndarray], sizes: list[int]) -> list[Pair]:
+def laid_out(sources: list[np.ndarray], sizes: list[int]) -> list[Pair]:
+    """Sources with the places of their targets, which are of these sizes, one after another."""
     edges = np.concatenate([[0], np.cumsum(sizes)]).tolist()
     return [Pair(source, start, end) for source, start, end in zip(sources, edges[:-1], edges[1:], strict=True)]

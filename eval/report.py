@@ -10,7 +10,7 @@ report.json is one object, `gqa.eval.document.Document`; `report.schema.json` be
   against the first checkpoint, null for other tokenizers, `perplexity_ratio` and `nll_above_first`, with the paired
   `nll_above_first_standard_error`; `bits_per_byte`; `sample`: what was scored (tokens, bytes of text they stand for,
   windows, documents, the clusters of the standard error, the BOS policy with `auto` resolved, the SHA-256 of the text;
-  for encoder-decoders the objective, pairs, tokens of their sources, sources and targets that were cut);
+  for encoder-decoders the objective, pairs, tokens (or seconds) of their sources, sources and targets cut);
   `kv_cache`: bytes of one sequence of `context` tokens by `formula_bytes` and `measured_bytes`, and `bytes_per_token`;
   for encoder-decoders these are of the target, and the same of the source are in `cross`; `history`: what gqa.json
   says of its making, with the curves of its training, null where there is none;

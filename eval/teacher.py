@@ -1,6 +1,6 @@
 """Teacher forcing: a target's tokens, each predicted from the source and what precedes it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -9,8 +9,11 @@ from gqa.eval.material import Predicted
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from gqa.eval.halves import Halves
+
+Sources = Callable[["PreTrainedModel", Sequence[np.ndarray]], "dict[str, torch.Tensor]"]
 
 IGNORED = -100
 """The label of padding, as transformers' classes know it."""
@@ -20,7 +23,7 @@ class Pair(NamedTuple):
     """A source, and where its target stands among the tokens of all targets."""
 
     source: np.ndarray
-    """int64 [tokens]"""
+    """int64 [tokens]; of sound int16 [samples]"""
 
     start: int
     end: int
@@ -54,27 +57,34 @@ def decoder_inputs(model: Any, labels: "torch.Tensor") -> "torch.Tensor":
     return shifted.masked_fill(shifted == IGNORED, config.pad_token_id)
 
 
-def predict_targets(halves: "Halves", targets: np.ndarray, batch: Sequence[Pair]) -> Predicted:
+def read_sources(model: "PreTrainedModel", sources: Sequence[np.ndarray]) -> "dict[str, torch.Tensor]":
+    """What a model is called with for sources that are tokens."""
+    import torch
+
+    ids = padded(sources, model.config.pad_token_id or 0)
+    mask = np.arange(ids.shape[1]) < np.array([[len(source)] for source in sources])
+    given = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
+    return {name: torch.from_numpy(rows).to(model.device) for name, rows in given.items()}
+
+
+def predict_targets(
+    halves: "Halves", targets: np.ndarray, batch: Sequence[Pair], sources: "Sources" = read_sources
+) -> Predicted:
     """What an encoder-decoder's trunk makes of the tokens of the batch's targets.
 
     Args:
         halves: the model.
         targets: [tokens] int64, all targets one after another.
         batch: pairs.
+        sources: what the model is called with for the batch's sources.
     """
     import torch
 
     model = halves.model
-    pad = model.config.pad_token_id or 0
-    sources = padded([pair.source for pair in batch], pad)
-    mask = np.arange(sources.shape[1]) < np.array([[len(pair.source)] for pair in batch])
     rows = padded([targets[pair.start : pair.end] for pair in batch], IGNORED)
     labels = torch.from_numpy(rows).to(model.device)
     scored = labels != IGNORED
-    hidden = halves.hidden(
-        input_ids=torch.from_numpy(sources).to(model.device),
-        attention_mask=torch.from_numpy(mask.astype(np.int64)).to(model.device),
-        decoder_input_ids=decoder_inputs(model, labels),
-    )
+    given = sources(model, [pair.source for pair in batch])
+    hidden = halves.hidden(**given, decoder_input_ids=decoder_inputs(model, labels))
     places = np.concatenate([np.arange(pair.start, pair.end) for pair in batch])
     return Predicted(places, labels[scored], hidden[scored])

@@ -20,7 +20,7 @@ IGNORED = -100
 
 
 class Tensors:
-    """Sequences ready for the model, as a dataclass of int64 tensors, each [sequences, length]."""
+    """Sequences ready for the model, as a dataclass of tensors, as a rule int64 [sequences, length]."""
 
     labels: torch.Tensor
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gqa.convert.pretrained import load_config
+from gqa.convert.pretrained import hears, load_config
 from gqa.convert.tensors import read_entries
 from gqa.uptrain.chunks import CHUNK_ELEMENTS
 from gqa.uptrain.config import UptrainConfig
@@ -78,7 +78,8 @@ def estimate_memory(config: UptrainConfig, plan: Plan, checkpoint: Path, teacher
     sharded = plan.processes if shards() else 1
     weights = _weights(checkpoint)
     model = load_config(checkpoint, encoder_decoder=True)
-    tokens = plan.rows * (plan.sequence_length + (plan.target_length if model.is_encoder_decoder else 0))
+    source = model.max_source_positions if hears(model) else plan.sequence_length
+    tokens = plan.rows * (source + (plan.target_length if model.is_encoder_decoder else 0))
     return MemoryEstimate(
         weights=_FLOAT * weights / sharded + (size * weights / sharded if autocast else 0),
         gradients=_FLOAT * weights * trained / sharded,

@@ -52,9 +52,8 @@ class Facts:
 
     @property
     def merged(self) -> bool:
-        """Whether there are fewer KV heads than there were, or a latent in their place."""
-        before, after = self.heads
-        return bool(self.latent) or after != before
+        """Whether heads share what they had alone, not where they were only repeated; or a latent is in their place."""
+        return bool(self.latent) or not only_repeated(*self.heads)
 
     @property
     def own_code(self) -> str | None:
@@ -75,10 +74,9 @@ class Facts:
         return f"`{Path(data).name}`"
 
 
-def span(numbers: Sequence[int]) -> str:
-    """`8`, or `2 to 8` where they differ."""
-    low, high = min(numbers), max(numbers)
-    return str(low) if low == high else f"{low} to {high}"
+def only_repeated(before: Sequence[int], after: Sequence[int]) -> bool:
+    """Whether KV heads are as they were, or repeated."""
+    return len(before) == len(after) and all(now % old == 0 for old, now in zip(before, after, strict=True))
 
 
 def bullets(lines: Sequence[str]) -> str:

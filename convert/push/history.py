@@ -4,8 +4,9 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gqa.convert.push.facts import Facts, span
+from gqa.convert.push.facts import Facts, only_repeated
 from gqa.convert.tables import plain_options, to_toml
+from gqa.convert.uneven import span
 
 _PAPER = "([Ainslie et al. 2023](https://arxiv.org/abs/2305.13245))"
 _METHODS = {
@@ -63,7 +64,12 @@ def _conversion(facts: Facts, stage: Mapping[str, Any]) -> Iterator[str]:
         )
     else:
         yield from _change_of_class(stage)
-    if before != after and not latent:
+    if len(set(before)) > 1 and "encoder" not in stage:  # whose attentions differ by their kind
+        yield (
+            f"Layers had {span(before)} key/value heads; each has {span(after)} now. Where that is a multiple, heads "
+            "were repeated, which changes nothing."
+        )
+    if not latent and not only_repeated(before, after):
         which = "heads that are alike share" if stage["grouping"] == "similar" else "neighbouring heads share"
         yield (
             f"Keys and values were merged from {span(before)} to {span(after)} heads (`--method {stage['method']}`): "
@@ -80,7 +86,8 @@ def _change_of_class(stage: Mapping[str, Any]) -> Iterator[str]:
     old, new, code = stage.get("rewritten_from"), stage["model_type"], stage.get("own_code")
     if not old:
         return
-    but = ", but for the heads that merge" if stage["kv_heads_before"] != stage["kv_heads_after"] else ""
+    merged = not only_repeated(stage["kv_heads_before"], stage["kv_heads_after"])
+    but = ", but for the heads that merge" if merged else ""
     if code:
         yield (
             f"No class of transformers holds a {old} with fewer KV heads. This is a {new} checkpoint, the same "
