@@ -140,8 +140,8 @@ class LatentPlan:
     @property
     def cache_bytes_before(self) -> int:
         """Of a token, in all layers, at the dtype of the output."""
-        shape = self.source.shape
-        return 2 * shape.num_kv_heads * shape.head_dim * shape.num_layers * self.dtype.itemsize
+        heads = sum(place.kv_heads for place in self.source.places)
+        return 2 * heads * self.source.shape.head_dim * self.dtype.itemsize
 
     @property
     def cache_bytes_after(self) -> int:
