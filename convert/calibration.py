@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gqa.convert.checkpoint import open_for
+from gqa.convert.checkpoint import Checkpoint, open_for
 from gqa.convert.data import read_documents
 from gqa.convert.device import choose_device
 from gqa.convert.errors import UserError, did_you_mean
@@ -72,7 +72,12 @@ class CalibrationOptions:
 
 
 def stage(
-    checkpoint: Path, options: CalibrationOptions, *, groups: int | None = None, own_code: bool = False
+    checkpoint: Path,
+    options: CalibrationOptions,
+    *,
+    groups: int | None = None,
+    own_code: bool = False,
+    opened: Checkpoint | None = None,
 ) -> StagedModel:
     """The checkpoint, ready to be run on the device and in the dtype that `options` name. See `StagedModel`.
 
@@ -81,7 +86,7 @@ def stage(
     """
     device = choose_device(options.device)
     dtype = _own_dtype(checkpoint, device) if options.dtype == "auto" else getattr(torch, options.dtype)
-    return StagedModel(checkpoint, dtype=dtype, device=device, groups=groups, own_code=own_code)
+    return StagedModel(checkpoint, dtype=dtype, device=device, groups=groups, own_code=own_code, opened=opened)
 
 
 def calibration_windows(checkpoint: Path, options: CalibrationOptions) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from statistics import mean
 from rich.console import Console
 from rich.table import Table
 
-from gqa.convert.plan import LayerPlan, Plan
+from gqa.convert.plan import ConvertOptions, LayerPlan, Plan
 from gqa.convert.provenance import read_stages
 from gqa.convert.uneven import span
 
@@ -45,7 +45,12 @@ def show_result(plan: Plan, output: Path, seconds: float, console: Console) -> N
         f"KV cache {_cache(plan.layers)}.",
         soft_wrap=True,
     )
-    if plan.options.fit:
+    show_what_follows(plan.options, output, console, compared=compared, data=data)
+
+
+def show_what_follows(options: ConvertOptions, output: Path, console: Console, *, compared: str, data: str) -> None:
+    """What the fit did, if there was one, and what to do next: compare those with that text."""
+    if options.fit:
         console.print(_what_the_fit_did(output), soft_wrap=True)
         console.print("What is left can be uptrained away. Next:", soft_wrap=True)
     else:

@@ -92,12 +92,14 @@ def decoder_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
 
 
 def formula_cache_bytes(config: "PreTrainedConfig", context: int, itemsize: int) -> int | None:
-    """2 (keys, values) x layers x KV heads x head_dim x bytes, times the tokens that each layer keeps."""
+    """2 (keys, values) x layers x KV heads x head_dim x bytes, times the tokens that each layer keeps.
+
+    Latent attention (MLA) keeps a latent and one rotary key, whatever its heads.
+    """
     kept = [_kept_tokens(config, kind, context) for kind in _layer_kinds(config)]
     if any(tokens is None for tokens in kept):
         return None
-    per_token = 2 * num_kv_heads(config) * _head_dim(config) * itemsize
-    return per_token * sum(tokens for tokens in kept if tokens is not None)
+    return _cached_numbers(config) * itemsize * sum(tokens for tokens in kept if tokens is not None)
 
 
 def cache_argument(model: "PreTrainedModel") -> str:
@@ -137,13 +139,26 @@ def measured_pair_bytes(model: "PreTrainedModel", target: int, source: int) -> t
 
 
 def num_kv_heads(config: "PreTrainedConfig") -> int:
-    """KV heads of an attention layer, by whichever of the usual keys the config states them."""
+    """KV heads of an attention layer, by whichever of the usual keys the config states them; of a latent, one."""
+    if _latent(config):
+        return 1  # the rotary key and the latent, which all query heads read
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
         return 1  # gpt_bigcode, falcon
     for key in ("num_key_value_heads", "num_kv_heads"):
         if getattr(config, key, None):
             return getattr(config, key)
     return config.num_attention_heads
+
+
+def _latent(config: Any) -> bool:
+    return bool(getattr(config, "kv_lora_rank", None) and getattr(config, "qk_rope_head_dim", None))
+
+
+def _cached_numbers(config: Any) -> int:
+    """Of a token, in a layer."""
+    if _latent(config):
+        return config.kv_lora_rank + config.qk_rope_head_dim
+    return 2 * num_kv_heads(config) * _head_dim(config)
 
 
 def _head_dim(config: Any) -> int:

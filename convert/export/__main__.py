@@ -1,4 +1,4 @@
-"""`python -m gqa.convert.export` is `gqa-export`."""
+"""`python -m gqa.convert.export`."""
 
 from gqa.convert.export.cli import main
 

@@ -76,6 +76,8 @@ def _without_report(facts: Facts) -> str:
     before, after = facts.heads
     if not facts.merged:
         return "Not measured."
+    if facts.latent:
+        return "Not measured. `gqa-eval` shows what the smaller cache cost."
     return (
         f"Not measured. KV heads went from {sum(before)} to {sum(after)} over all layers, and the KV cache with them; "
         "`gqa-eval` shows what that cost."

@@ -46,9 +46,14 @@ class Facts:
         return list(self.conversions[0]["kv_heads_before"]), list(self.conversions[-1]["kv_heads_after"])
 
     @property
+    def latent(self) -> Mapping[str, Any] | None:
+        """The sizes of latent attention, where heads became that."""
+        return self.conversions[-1].get("latent") if self.conversions else None
+
+    @property
     def merged(self) -> bool:
-        """Whether heads share what they had alone: not where they were only repeated."""
-        return not only_repeated(*self.heads)
+        """Whether heads share what they had alone, not where they were only repeated; or a latent is in their place."""
+        return bool(self.latent) or not only_repeated(*self.heads)
 
     @property
     def own_code(self) -> str | None:
