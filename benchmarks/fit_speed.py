@@ -7,6 +7,7 @@ model. Run it as `python benchmarks/fit_speed.py` or, on an accelerator, with `-
 
 import tempfile
 import time
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
@@ -81,7 +82,8 @@ def fitted(checkpoint: Path, steps: int, device: str) -> tuple[float, float]:
     hidden = original.embed(torch.randint(0, VOCABULARY, (WINDOWS, LENGTH), generator=generator))
     streams = Streams(original=hidden, converted=hidden)
     with original.layer(0) as old, converted.layer(0, replace=all_tensors(converted.family, start)) as new:
-        residuals = Residual(old, original.family), Residual(new, converted.family)
+        written = partial(all_tensors, original.family)
+        residuals = Residual(old, written), Residual(new, written)
         with FlopCounterMode(display=False) as counter:
             began = time.perf_counter()
             fit_layer(*residuals, start, train=streams, held_out=streams[:1], options=options)

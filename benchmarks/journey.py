@@ -33,6 +33,15 @@ from gqa.recipes.demo.corpus import HELD_OUT_FILE, TRAIN
 from gqa.uptrain import UptrainConfig, uptrain
 from gqa.uptrain.run import UptrainResult
 
+PRETRAINING: dict[str, Any] = {"learning_rate": 2e-3, "warmup_ratio": 0.05, "min_lr_ratio": 0.05, "log_every": 1}
+"""What the models have in common that are trained from nothing."""
+
+
+def healing_rates(lossy: float, nearly_whole: float) -> dict[str, dict[str, Any]]:
+    """Settings of what comes after: for what merging by the mean has lost, and for what hardly lost anything."""
+    rates = {"mean": lossy, "lowrank": nearly_whole, "model": nearly_whole}
+    return {name: {"learning_rate": rate, "warmup_ratio": 0.1} for name, rate in rates.items()}
+
 
 def train(directory: Path, checkpoint: str, output: str, options: Mapping[str, Any]) -> UptrainResult:
     """Train DIRECTORY/`checkpoint` on the directory's text into DIRECTORY/`output`."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from journey import Journey
+from journey import PRETRAINING, Journey, healing_rates
 
 from gqa.recipes.demo.corpus import TRAIN, write_corpus
 from gqa.recipes.demo.scratch import T5_TOKENS, write_random_checkpoint
@@ -30,19 +30,12 @@ MODEL: dict[str, Any] = {
     **T5_TOKENS,
 }
 TRAINING: dict[str, Any] = {
+    **PRETRAINING,
     "sequence_length": 128,
     "batch_size": 16,
-    "learning_rate": 2e-3,
-    "warmup_ratio": 0.05,
-    "min_lr_ratio": 0.05,
     "validation_tokens": 8192,
-    "log_every": 1,
 }
-HEALING: dict[str, dict[str, Any]] = {
-    "mean": {"learning_rate": 1e-3, "warmup_ratio": 0.1},
-    "lowrank": {"learning_rate": 3e-4, "warmup_ratio": 0.1},
-    "model": {"learning_rate": 3e-4, "warmup_ratio": 0.1},
-}
+HEALING = healing_rates(1e-3, 3e-4)
 """For what has lost much, half the peak of the pretraining; for what is nearly whole, a third of that."""
 
 SCORING: dict[str, Any] = {"window": 128, "max_tokens": 65_536, "dtype": "float32"}

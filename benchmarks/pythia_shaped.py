@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from journey import Journey
+from journey import PRETRAINING, Journey, healing_rates
 
 from gqa.recipes.demo.corpus import TRAIN, write_corpus
 from gqa.recipes.demo.scratch import SPECIAL_TOKENS, write_random_checkpoint
@@ -29,19 +29,12 @@ MODEL: dict[str, Any] = {
     **SPECIAL_TOKENS,
 }
 TRAINING: dict[str, Any] = {
+    **PRETRAINING,
     "sequence_length": 256,
     "batch_tokens": 2048,
-    "learning_rate": 2e-3,
-    "warmup_ratio": 0.05,
-    "min_lr_ratio": 0.05,
     "validation_tokens": 16_384,
-    "log_every": 1,
 }
-HEALING: dict[str, dict[str, Any]] = {
-    "mean": {"learning_rate": 1e-3, "warmup_ratio": 0.1},
-    "lowrank": {"learning_rate": 1e-4, "warmup_ratio": 0.1},
-    "model": {"learning_rate": 1e-4, "warmup_ratio": 0.1},
-}
+HEALING = healing_rates(1e-3, 1e-4)
 """For what has lost much, half the peak of the pretraining; for what is nearly whole, the rate that it ended with."""
 
 SCORING: dict[str, Any] = {"window": 256, "max_tokens": 131_072, "dtype": "float32"}

@@ -7,25 +7,31 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Generic
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from gqa.convert.attention import AttentionWeights
-from gqa.convert.calibration import Progress, calibration_windows, layer_moments, stage
+from gqa.convert.calibration import CalibrationOptions, Progress, calibration_windows, layer_moments, stage
 from gqa.convert.directory import write_atomically
 from gqa.convert.fit import fit_layers
-from gqa.convert.layout import read_layer
-from gqa.convert.merging import MergedLayer, disk_tensors, merge_layer
+from gqa.convert.layerfit import FitOptions
+from gqa.convert.layout import all_tensors
+from gqa.convert.merging import disk_tensors, merge_layer
 from gqa.convert.moments import Moments
 from gqa.convert.plan import Plan
 from gqa.convert.pretrained import quiet_transformers
 from gqa.convert.provenance import fingerprint
+from gqa.convert.residual import Weights, Written
+from gqa.convert.staged import StagedModel
 
 
 class LayerStore:
@@ -59,30 +65,68 @@ class LayerStore:
             return file.get_tensor(name)
 
 
-class _Finished(Mapping[int, AttentionWeights]):
-    """The layers of a store as weights, read when they are asked for."""
+Take = Callable[[str], Tensor]
 
-    def __init__(self, store: LayerStore, plan: Plan) -> None:
-        self._store, self._plan = store, plan
-        self._layers = sorted(store.records)
 
-    def __getitem__(self, layer: int) -> AttentionWeights:
-        if layer not in self._layers:
-            raise KeyError(layer)
-        plan = self._plan
-        names = [tensor.name for tensor in plan.merged[layer]]
-        tensors = {name.removeprefix(plan.prefixes[layer]): self._store.take(name) for name in names}
-        return read_layer(plan.family, replace(plan.shape, num_kv_heads=plan.options.groups), tensors)
+@dataclass(frozen=True, kw_only=True)
+class Making(Generic[Weights]):
+    """How the layers of a calibrated conversion are made, whatever they are converted into."""
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._layers)
+    checkpoint: Path
+    calibration: CalibrationOptions
+    fit: FitOptions | None
+    settings: str
+    """all options that decide what the layers become, beside the checkpoint and the text"""
+    num_layers: int
+    dtype: torch.dtype
+    """that the layers are stored in"""
+    original: Callable[[], StagedModel]
+    """the checkpoint, ready to be run"""
+    converted: Callable[[], StagedModel]
+    """the same in the shape that it is converted into"""
+    make: Callable[[int, Moments], tuple[Weights, dict[str, object]]]
+    """a layer's new weights by its moments, and what `gqa.json` says of it"""
+    written: Written[Weights]
+    """a layer's tensors, by name on disk after the prefix"""
+    in_class: Written[Weights]
+    """the same by the names of the class"""
+    tensors: Callable[[int, Weights], dict[str, Tensor]]
+    """the same as they are stored, by full name"""
+    read: Callable[[int, Take], dict[str, Tensor]]
+    """a stored layer's tensors, by name after the prefix"""
 
-    def __len__(self) -> int:
-        return len(self._layers)
+
+def making_of(plan: Plan) -> Making[AttentionWeights]:
+    """How the layers of a merge of heads are made."""
+    calibration, own_code = plan.options.calibration, plan.own_code
+    assert calibration is not None
+
+    def make(layer: int, moments: Moments) -> tuple[AttentionWeights, dict[str, object]]:
+        merged = merge_layer(plan, layer, moments)
+        return merged.weights, merged.record()
+
+    def read(layer: int, take: Take) -> dict[str, Tensor]:
+        return {item.name.removeprefix(plan.prefixes[layer]): take(item.name) for item in plan.merged[layer]}
+
+    return Making(
+        checkpoint=plan.checkpoint,
+        calibration=calibration,
+        fit=plan.options.fit,
+        settings=repr(replace(plan.options, max_shard_size="1GB")),
+        num_layers=len(plan.layers),
+        dtype=plan.merged[0][0].dtype,
+        original=partial(stage, plan.checkpoint, calibration, own_code=own_code),
+        converted=partial(stage, plan.checkpoint, calibration, groups=plan.options.groups, own_code=own_code),
+        make=make,
+        written=partial(all_tensors, plan.family),
+        in_class=partial(all_tensors, plan.family.of_class),
+        tensors=partial(disk_tensors, plan),
+        read=read,
+    )
 
 
 @contextmanager
-def layers_ahead(plan: Plan, output: Path, progress: Progress) -> Iterator[LayerStore]:
+def layers_ahead(making: Making[Weights], output: Path, progress: Progress) -> Iterator[LayerStore]:
     """Make all layers of a calibrated conversion, in a folder beside `output` that is gone when they are written.
 
     A fit that is broken off leaves the folder, and the same conversion goes on from the layers in it.
@@ -90,20 +134,18 @@ def layers_ahead(plan: Plan, output: Path, progress: Progress) -> Iterator[Layer
     Raises:
         UserError: the calibration data or the checkpoint can't be used.
     """
-    calibration = plan.options.calibration
-    assert calibration is not None
     quiet_transformers()
-    windows = calibration_windows(plan.checkpoint, calibration)
-    if plan.options.fit is None:
+    windows = calibration_windows(making.checkpoint, making.calibration)
+    if making.fit is None:
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".layers", dir=output.parent) as folder:
             store = LayerStore(Path(folder))
-            _merge_all(plan, store, windows[0], progress)
+            _make_all(making, store, windows[0], progress)
             yield store
     else:
-        folder = _resumable_folder(output, _key(plan, windows))
-        with _kept_if_broken_off(folder, len(plan.layers)):
+        folder = _resumable_folder(output, _key(making, windows))
+        with _kept_if_broken_off(folder, making.num_layers):
             store = LayerStore(folder)
-            _fit_all(plan, store, windows, progress)
+            _fit_all(making, making.fit, store, windows, progress)
             yield store
 
 
@@ -134,49 +176,49 @@ def _resumable_folder(output: Path, key: str) -> Path:
     return folder
 
 
-def _key(plan: Plan, windows: tuple[Tensor, Tensor]) -> str:
+def _key(making: Making[Weights], windows: tuple[Tensor, Tensor]) -> str:
     """A hash of all that decides what the layers become: the checkpoint, the options and the text."""
-    digest = hashlib.sha256(fingerprint(plan.checkpoint).encode())
-    digest.update(repr(replace(plan.options, max_shard_size="1GB")).encode())
+    digest = hashlib.sha256(fingerprint(making.checkpoint).encode())
+    digest.update(making.settings.encode())
     for ids in windows:
         digest.update(ids.numpy().tobytes())
     return digest.hexdigest()
 
 
-def _merge_all(plan: Plan, store: LayerStore, windows: Tensor, progress: Progress) -> None:
-    assert plan.options.calibration is not None
-    original = stage(plan.checkpoint, plan.options.calibration, own_code=plan.own_code)
-    for layer, moments in layer_moments(original, windows, progress=progress):
-        merged = merge_layer(plan, layer, moments)
-        store.put(layer, disk_tensors(plan, layer, merged.weights), merged.record())
+def _make_all(making: Making[Weights], store: LayerStore, windows: Tensor, progress: Progress) -> None:
+    for layer, moments in layer_moments(making.original(), windows, progress=progress):
+        weights, record = making.make(layer, moments)
+        store.put(layer, making.tensors(layer, weights), record)
 
 
-def _fit_all(plan: Plan, store: LayerStore, windows: tuple[Tensor, Tensor], progress: Progress) -> None:
-    calibration, options = plan.options.calibration, plan.options.fit
-    assert calibration is not None
-    assert options is not None
-    merged: dict[int, MergedLayer] = {}
+def _fit_all(
+    making: Making[Weights],
+    options: FitOptions,
+    store: LayerStore,
+    windows: tuple[Tensor, Tensor],
+    progress: Progress,
+) -> None:
+    records: dict[int, dict[str, object]] = {}
 
-    def start(layer: int, moments: Moments) -> AttentionWeights:
-        merged[layer] = merge_layer(plan, layer, moments)
-        return merged[layer].weights
-
-    original = stage(plan.checkpoint, calibration, own_code=plan.own_code)
-    total = original.num_layers * options.steps
+    def start(layer: int, moments: Moments) -> Weights:
+        weights, records[layer] = making.make(layer, moments)
+        return weights
 
     def report(layer: int, step: int) -> None:
-        progress(f"layer {layer + 1} of {original.num_layers}", layer * options.steps + step, total)
+        done, total = layer * options.steps + step, making.num_layers * options.steps
+        progress(f"layer {layer + 1} of {making.num_layers}", done, total)
 
     for done in fit_layers(
-        original,
-        stage(plan.checkpoint, calibration, groups=plan.options.groups, own_code=plan.own_code),
+        making.original(),
+        making.converted(),
         start,
         windows,
         options,
-        dtype=plan.merged[0][0].dtype,
-        finished=_Finished(store, plan),
+        making.written,
+        in_class=making.in_class,
+        dtype=making.dtype,
+        finished={layer: partial(making.read, layer, store.take) for layer in store.records},
         progress=report,
     ):
-        if done.fit is not None:
-            record = merged.pop(done.layer).record() | {"fit": asdict(done.fit)}
-            store.put(done.layer, disk_tensors(plan, done.layer, done.weights), record)
+        record = records.pop(done.layer) | {"fit": asdict(done.fit)}
+        store.put(done.layer, making.tensors(done.layer, done.weights), record)

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 KV_PARTS = ("k", "v", "k_bias", "v_bias", "k_norm")
 """the parts of a layer that have a KV head as their first dimension"""
 QUERY_PARTS = ("q", "o", "q_bias", "q_norm")
 """those that have a query head as their first dimension; so have all of `beside`"""
+_BIASES = {"q": "q_bias", "k": "k_bias", "v": "v_bias"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,28 @@ class AttentionWeights:
     def _map(self, names: Iterable[str], function: Callable[[Tensor], Tensor]) -> "AttentionWeights":
         parts = {name: getattr(self, name) for name in names}
         return replace(self, **{name: function(part) for name, part in parts.items() if part is not None})
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "AttentionWeights":
+        """Apply `function` to every part."""
+        return self.map_kv(function).map_queries(function)
+
+    def parts(self) -> dict[str, Tensor]:
+        """What a fit may move: q, k, v and o, each with its bias as one more column, as fresh float32 copies.
+
+        [heads, rows, columns] each.
+        """
+        return {name: self._with_bias(name).float().clone() for name in "qkvo"}
+
+    def with_parts(self, parts: Mapping[str, Tensor]) -> "AttentionWeights":
+        """The layer with q, k, v, o and their biases from such parts. Gradients flow through."""
+        changed = {name: part[..., : getattr(self, name).shape[2]] for name, part in parts.items()}
+        biases = {bias: parts[name][..., -1] for name, bias in _BIASES.items() if getattr(self, bias) is not None}
+        return replace(self, **changed, **biases)
+
+    def _with_bias(self, name: str) -> Tensor:
+        weight = getattr(self, name)
+        bias = getattr(self, _BIASES[name]) if name in _BIASES else None
+        return weight if bias is None else torch.cat([weight, bias[..., None]], dim=2)
 
     def reordered(self, order: Sequence[int]) -> "AttentionWeights":
         """The same layer with its KV heads, and with each the query heads that read it, in another order."""

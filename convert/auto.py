@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gqa.convert.ahead import LayerStore, layers_ahead
+from gqa.convert.ahead import LayerStore, layers_ahead, making_of
 from gqa.convert.calibration import CalibrationOptions, Progress, calibration_windows, stage
 from gqa.convert.errors import UserError
 from gqa.convert.loss import mean_nll
@@ -81,7 +81,7 @@ def fewest_groups(
             stores[groups] = None
             if plan.options.calibration:
                 place.parent.mkdir(parents=True, exist_ok=True)
-                stores[groups] = kept.enter_context(layers_ahead(plan, place, said))
+                stores[groups] = kept.enter_context(layers_ahead(making_of(plan), place, said))
             losses[groups] = _converted_nll(plan, stores[groups], calibration, held_out, said) - original
             return losses[groups] <= max_loss
 

@@ -27,8 +27,10 @@ class PerLayer:
     """of `counts`; never more"""
 
 
-def groups_within(kv_heads: int, share: float, choices: Sequence[int]) -> int:
+def groups_within(kv_heads: float, share: float, choices: Sequence[int]) -> int:
     """The most groups, of `choices`, whose cache takes no more than `share` of that of `kv_heads` heads.
+
+    Where layers differ, `kv_heads` is their mean.
 
     Raises:
         UserError: the share is not between 0 and 1, or less than a single head takes.
@@ -40,7 +42,7 @@ def groups_within(kv_heads: int, share: float, choices: Sequence[int]) -> int:
     fitting = [count for count in choices if count <= share * kv_heads * (1 + 1e-9)]
     if not fitting:
         raise UserError(
-            f"kv_budget is {share:g}, but of {kv_heads} KV heads even one takes {1 / kv_heads:g} of the cache"
+            f"kv_budget is {share:g}, but of {kv_heads:g} KV heads even one takes {1 / kv_heads:g} of the cache"
         )
     return max(fitting)
 

@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from gqa.convert.checkpoint import Checkpoint, open_for
 from gqa.convert.data import read_documents
 from gqa.convert.device import choose_device
 from gqa.convert.errors import UserError, did_you_mean
@@ -21,6 +23,9 @@ from gqa.convert.pretrained import load_config, load_tokenizer
 from gqa.convert.staged import StagedModel
 from gqa.convert.tensors import read_entries
 from gqa.convert.windows import draw_windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _WINDOW = 2048  # tokens, unless the model is made for fewer
@@ -67,7 +72,12 @@ class CalibrationOptions:
 
 
 def stage(
-    checkpoint: Path, options: CalibrationOptions, *, groups: int | None = None, own_code: bool = False
+    checkpoint: Path,
+    options: CalibrationOptions,
+    *,
+    groups: int | None = None,
+    own_code: bool = False,
+    opened: Checkpoint | None = None,
 ) -> StagedModel:
     """The checkpoint, ready to be run on the device and in the dtype that `options` name. See `StagedModel`.
 
@@ -76,7 +86,7 @@ def stage(
     """
     device = choose_device(options.device)
     dtype = _own_dtype(checkpoint, device) if options.dtype == "auto" else getattr(torch, options.dtype)
-    return StagedModel(checkpoint, dtype=dtype, device=device, groups=groups, own_code=own_code)
+    return StagedModel(checkpoint, dtype=dtype, device=device, groups=groups, own_code=own_code, opened=opened)
 
 
 def calibration_windows(checkpoint: Path, options: CalibrationOptions) -> tuple[Tensor, Tensor]:
@@ -87,7 +97,7 @@ def calibration_windows(checkpoint: Path, options: CalibrationOptions) -> tuple[
     Raises:
         UserError: the data can't be read or hold too little text; the checkpoint has no tokenizer that fits it.
     """
-    config, tokenizer = load_config(checkpoint, wrapped=True), load_tokenizer(checkpoint)
+    config, tokenizer = _class_config(checkpoint), load_tokenizer(checkpoint)
     positions = getattr(config, "max_position_embeddings", None) or _WINDOW
     length = options.sequence_length or min(_WINDOW, positions)
     if length > positions:
@@ -132,6 +142,12 @@ def layer_moments(
         yield layer, sums.finish()
 
 
+def _class_config(checkpoint: Path) -> "PreTrainedConfig":
+    """The configuration of a class that runs the checkpoint, as it stands or rewritten."""
+    opened = open_for(checkpoint, groups=None)
+    return load_config(checkpoint, opened.config if opened.rewrite else None, wrapped=True)
+
+
 def _own_dtype(checkpoint: Path, device: torch.device) -> torch.dtype:
     """The dtype that the weights are stored in where the device is fast at it and it pays, float32 elsewhere."""
     sizes = Counter[torch.dtype]()
@@ -142,6 +158,6 @@ def _own_dtype(checkpoint: Path, device: torch.device) -> torch.dtype:
         return torch.float32
     if device.type != "cpu":
         return stored
-    wide = load_config(checkpoint, wrapped=True).hidden_size >= _WIDE
+    wide = _class_config(checkpoint).hidden_size >= _WIDE
     fast = stored == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
     return stored if wide and fast else torch.float32

@@ -11,11 +11,12 @@ from gqa.convert.derived import Entry
 from gqa.convert.errors import UserError
 from gqa.convert.families.rewritten import REWRITTEN
 from gqa.convert.family import Family, HeadShape, check_supported, family_for, head_shape
+from gqa.convert.levelling import Levelling
 from gqa.convert.pretrained import language_settings
-from gqa.convert.renaming import Renaming
-from gqa.convert.rewriting import Rewrite, rewrite_of
+from gqa.convert.rewriting import Change, rewrite_of
 from gqa.convert.source import read_config
 from gqa.convert.tensors import read_entries
+from gqa.convert.uneven import kv_heads_by_layer, says_kv_heads_by_layer, span
 
 COMPUTED = ("rotary_emb.inv_freq",)
 """endings of tensors that old checkpoints carry and today's classes compute"""
@@ -28,7 +29,7 @@ class Checkpoint:
     path: Path
     on_disk: dict[str, Any]
     """config.json as it stands"""
-    rewrite: Rewrite | Renaming | None
+    rewrite: Change | None
     """how it becomes a checkpoint of `family`; None: it is one"""
     config: dict[str, Any]
     """config.json of `family`'s class"""
@@ -40,7 +41,14 @@ class Checkpoint:
     @property
     def rewritten_from(self) -> str | None:
         """The model type on disk where it is not the family's."""
-        return self.rewrite.model_type if self.rewrite else None
+        old = self.rewrite.model_type if self.rewrite else self.family.model_type
+        return None if old == self.family.model_type else old
+
+    @cached_property
+    def levelled(self) -> list[int] | None:
+        """The KV heads of every layer on disk, where layers differ: `shape` has those that all their numbers divide."""
+        heads = kv_heads_by_layer(self.on_disk) if isinstance(self.rewrite, Levelling) else []
+        return heads if len(set(heads)) > 1 else None
 
     @cached_property
     def entries(self) -> dict[str, Entry]:
@@ -105,7 +113,11 @@ class Checkpoint:
         if groups == current and len(set(counts)) == 1:
             raise UserError(f"the checkpoint already has {current} KV heads, so there is nothing to do; {choices}")
         if groups > current:
-            raise UserError(f"groups is {groups}, but the checkpoint has only {current} KV heads; {choices}")
+            has = f"{span(self.levelled)} in its layers" if self.levelled else f"only {current} KV heads"
+            raise UserError(f"groups is {groups}, but the checkpoint has {has}; {choices}")
+        if self.levelled and current % groups:
+            heads = ", ".join(map(str, sorted(set(self.levelled))))
+            raise UserError(f"layers of {heads} KV heads can't all be given {groups}; {choices}")
         for count in counts:
             if count % groups:
                 raise UserError(f"{count} KV heads do not divide into {groups} groups; {choices}")
@@ -150,10 +162,13 @@ def _kept_anyway(model_type: str) -> str:
     return f"{model_type} keeps its architecture anyway; leave --keep-architecture out"
 
 
-def _rewrite_at(path: Path) -> Rewrite | Renaming | None:
+def _rewrite_at(path: Path) -> Change | None:
     on_disk = read_config(path)
     check_supported(on_disk)
-    return rewrite_of(on_disk["model_type"]) if on_disk["model_type"] in REWRITTEN else None
+    model_type = on_disk["model_type"]
+    if model_type in REWRITTEN:
+        return rewrite_of(model_type)
+    return Levelling(model_type=model_type, becomes=model_type) if says_kv_heads_by_layer(on_disk) else None
 
 
 def open_checkpoint(path: Path, *, own_code: bool = False) -> Checkpoint:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from gqa.convert.ahead import LayerStore
@@ -17,6 +18,7 @@ from gqa.convert.errors import UserError
 from gqa.convert.method import traits_of
 from gqa.convert.options import build_options
 from gqa.convert.plan import ConvertOptions, Plan, plan_conversion
+from gqa.convert.uneven import span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,7 @@ def chosen(
     """
     opened = open_for(checkpoint, groups=None, keep_architecture=options.keep_architecture)
     kv_heads, choices = opened.shape.num_kv_heads, opened.group_choices(encoder=options.encoder)
+    heads = span(opened.levelled or [kv_heads])
     if not choices:
         opened.check_groups(kv_heads, encoder=options.encoder)  # which says that there is nothing to merge
     if wish.calibration is not None:
@@ -133,13 +136,13 @@ def chosen(
             yield Choice(
                 plan=found.plan,
                 groups=found.plan.options.groups,
-                sentences=tuple(_measured(found, kv_heads)),
+                sentences=tuple(_measured(found, heads)),
                 layers=found.layers,
                 record={"auto": found.record()},
             )
     elif wish.kv_budget is not None:
-        groups = groups_within(kv_heads, wish.kv_budget, choices)
-        said = f"A KV cache of at most {wish.kv_budget:g} of the original's: {groups} of {kv_heads} KV heads."
+        groups = groups_within(fmean(opened.levelled or [kv_heads]), wish.kv_budget, choices)
+        said = f"A KV cache of at most {wish.kv_budget:g} of the original's: {groups} of {heads} KV heads."
         yield Choice(plan=plan_for(groups), groups=groups, sentences=(said,), record={"kv_budget": wish.kv_budget})
     elif wish.groups is not None:
         yield Choice(plan=plan_for(int(wish.groups)), groups=int(wish.groups))
@@ -147,9 +150,9 @@ def chosen(
         yield Choice(plan=plan_for(choices[-1]), groups=None)
 
 
-def _measured(found: Chosen, kv_heads: int) -> Iterator[str]:
+def _measured(found: Chosen, heads: str) -> Iterator[str]:
     yield (
-        f"Measured on {found.tokens:,} held-out tokens: {found.original_nll:.4f} nats a token with {kv_heads} KV heads."
+        f"Measured on {found.tokens:,} held-out tokens: {found.original_nll:.4f} nats a token with {heads} KV heads."
     )
     for groups, loss in sorted(found.losses.items(), reverse=True):
         verdict = "within" if loss <= found.max_loss else "more than"

@@ -19,6 +19,10 @@ def convert_command(
     checkpoint: Annotated[
         str | None, typer.Argument(metavar="CHECKPOINT", help="A checkpoint directory, or a Hub id.")
     ] = None,
+    to: Annotated[
+        str,
+        typer.Option(help="What comes out: gqa, K/V heads shared; mla, a latent and one rotary key in their place."),
+    ] = "gqa",
     groups: Annotated[
         str | None,
         typer.Option(
@@ -31,13 +35,19 @@ def convert_command(
     kv_budget: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Instead: the share of the KV cache to keep, 0.25 say.")
     ] = None,
+    kv_rank: Annotated[
+        int | None, typer.Option(metavar="N", help="For --to mla: numbers of a token's latent, one of them constant.")
+    ] = None,
+    rope_dim: Annotated[
+        int | None, typer.Option(metavar="N", help="For --to mla: numbers of a token's rotary key.")
+    ] = None,
     max_loss: Annotated[
         float | None,
         typer.Option(metavar="NATS", help="For --groups auto: a token's loss on held-out text of --calibration."),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Where to write.  [default: CHECKPOINT-gqaG or CHECKPOINT-mqa]"),
+        typer.Option("--output", "-o", help="Where to write.  [default: CHECKPOINT-gqaG, -mqa or -mlaR]"),
     ] = None,
     method: Annotated[
         str, typer.Option(help=f"How heads merge: {', '.join(method_names())}.", autocompletion=method_names)
@@ -101,6 +111,7 @@ def convert_command(
       gqa-convert -g 1 ./llama-2-7b -o ./llama-2-mqa   # multi-query attention
       gqa-convert meta-llama/Llama-2-7b-hf --dry-run   # what each method would lose with each number of KV heads
       gqa-convert --groups auto --max-loss 0.05 --method lowrank --calibration text.jsonl ./llama-2-7b
+      gqa-convert --to mla --kv-budget 0.125 --calibration text.jsonl --fit 65536 ./llama-2-7b
     """  # noqa: D301 - a raw string would hide \b from click, which then breaks these lines anew
     with friendly_errors():
         from rich.console import Console
@@ -139,14 +150,40 @@ def convert_command(
             "dtype": compute_dtype,
             "seed": seed,
         }
+        fitting = build_options(FitOptions, {"steps": fit_steps, "seed": seed}, "options") if fit else None
+        measured = build_options(CalibrationOptions, sampling, "options") if calibration else None
+        silent = quiet or as_json
+        console = Console(quiet=silent)
+        if to != "gqa":
+            from gqa.convert.latent.command import LatentCommand, check_target
+
+            check_target(
+                to,
+                groups=groups,
+                max_loss=max_loss,
+                method=None if method == "mean" else method,
+                grouping=None if grouping == "auto" else grouping,
+                encoder=encoder,
+                keep_architecture=keep_architecture,
+            )
+            latent = {"kv_budget": kv_budget, "kv_rank": kv_rank, "rope_dim": rope_dim}
+            further = {"seed": seed, "dtype": dtype, "max_shard_size": max_shard_size}
+            command = LatentCommand.of(latent, {**further, "calibration": measured, "fit": fitting})
+            said = command.run(
+                checkpoint, output, overwrite=overwrite, dry_run=dry_run, every_layer=verbose, console=console
+            )
+            if as_json:
+                typer.echo(json.dumps(said))
+            return
+        if kv_rank or rope_dim:
+            raise UserError("--kv-rank and --rope-dim are for --to mla")
         wish = Wish(
             groups=groups,
             kv_budget=kv_budget,
             max_loss=max_loss,
-            calibration=build_options(CalibrationOptions, sampling, "options") if calibration else None,
+            calibration=measured,
             optional=dry_run,
         )
-        fitting = build_options(FitOptions, {"steps": fit_steps, "seed": seed}, "options") if fit else None
         given = {
             "method": method,
             "fit": fitting,
@@ -158,8 +195,6 @@ def convert_command(
             "max_shard_size": max_shard_size,
         }
         options = wish.options(given)
-        silent = quiet or as_json
-        console = Console(quiet=silent)
 
         def output_for(number: int) -> Path:
             return output or default_output(checkpoint, number)

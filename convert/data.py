@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gqa.convert.errors import UserError, did_you_mean, first_line
+from gqa.convert.sound import Sound, sound_of
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _FOLDER_SUFFIXES = (".txt", ".jsonl", ".parquet")
+
+Row = tuple[Any, ...]
+"""what a row has in the columns that are read: texts, or a recording"""
 
 
 def read_documents(
@@ -46,6 +50,8 @@ class Column(NamedTuple):
     name: str
     flag: str
     """The option that chooses it."""
+    is_sound: bool = False
+    """Whether it holds recordings, or where they are, and not text."""
 
 
 def read_pairs(
@@ -57,6 +63,19 @@ def read_pairs(
         UserError: as `read_documents`; or a file has no columns.
     """
     columns = Column(source_column, "--source-column"), Column(target_column, "--target-column")
+    return ((source, target) for source, target in _read(data, columns, subset, split))
+
+
+def read_speech(
+    data: str, *, source_column: str, target_column: str, subset: str | None = None, split: str
+) -> Iterator[tuple[Sound, str]]:
+    """The recordings that `data` holds or names, with their transcripts: as `read_pairs`. Paths are as seen from the
+    file that they stand in.
+
+    Raises:
+        UserError: as `read_pairs`; or a source is no recording.
+    """
+    columns = Column(source_column, "--source-column", is_sound=True), Column(target_column, "--target-column")
     return ((source, target) for source, target in _read(data, columns, subset, split))
 
 
@@ -82,7 +101,7 @@ def has_columns(data: str, columns: set[str], *, subset: str | None = None, spli
     return False
 
 
-def _read(data: str, columns: Sequence[Column], subset: str | None, split: str) -> Iterator[tuple[str, ...]]:
+def _read(data: str, columns: Sequence[Column], subset: str | None, split: str) -> Iterator[Row]:
     path = local_path(data)
     if path is not None:
         return _at_least_one(_read_files(_files(path), columns), data)
@@ -116,7 +135,7 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def _at_least_one(rows: Iterator[tuple[str, ...]], data: str) -> Iterator[tuple[str, ...]]:
+def _at_least_one(rows: Iterator[Row], data: str) -> Iterator[Row]:
     count = 0
     for count, row in enumerate(rows, start=1):  # noqa: B007 - the count is read after the loop
         yield row
@@ -124,7 +143,7 @@ def _at_least_one(rows: Iterator[tuple[str, ...]], data: str) -> Iterator[tuple[
         raise UserError(f"{data} is empty; name data with at least one document in it")
 
 
-def _read_files(paths: list[Path], columns: Sequence[Column]) -> Iterator[tuple[str, ...]]:
+def _read_files(paths: list[Path], columns: Sequence[Column]) -> Iterator[Row]:
     readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
     for path in paths:
         with _readable(path):
@@ -139,7 +158,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise UserError(f"{path} can't be read: {error.strerror or error}") from error
 
 
-def _read_text(path: Path, columns: Sequence[Column]) -> Iterator[tuple[str, ...]]:
+def _read_text(path: Path, columns: Sequence[Column]) -> Iterator[Row]:
     if len(columns) > 1:
         wanted = " and ".join(repr(column.name) for column in columns)
         raise UserError(f"{path} is plain text, without the columns {wanted}; put them into a .jsonl or .parquet file")
@@ -148,7 +167,7 @@ def _read_text(path: Path, columns: Sequence[Column]) -> Iterator[tuple[str, ...
         yield (text,)
 
 
-def _read_jsonl(path: Path, columns: Sequence[Column]) -> Iterator[tuple[str, ...]]:
+def _read_jsonl(path: Path, columns: Sequence[Column]) -> Iterator[Row]:
     offset = 0
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
@@ -156,7 +175,7 @@ def _read_jsonl(path: Path, columns: Sequence[Column]) -> Iterator[tuple[str, ..
             offset += len(raw)
             if line.strip():
                 where = f"{path}:{number}"
-                yield _texts_of(_parse(line, where), columns, where)
+                yield _cells(_parse(line, where), columns, where, path.parent)
 
 
 def _parse(line: str, where: str) -> dict[str, Any]:
@@ -169,7 +188,7 @@ def _parse(line: str, where: str) -> dict[str, Any]:
     return row
 
 
-def _read_parquet(path: Path, columns: Sequence[Column]) -> Iterator[tuple[str, ...]]:
+def _read_parquet(path: Path, columns: Sequence[Column]) -> Iterator[Row]:
     with _parquet(path) as file:
         for column in columns:
             if column.name not in file.schema_arrow.names:
@@ -178,7 +197,7 @@ def _read_parquet(path: Path, columns: Sequence[Column]) -> Iterator[tuple[str, 
         for batch in file.iter_batches(columns=[column.name for column in columns], batch_size=1024):
             for values in batch.to_pylist():
                 row += 1
-                yield _texts_of(values, columns, f"{path}, row {row}")
+                yield _cells(values, columns, f"{path}, row {row}", path.parent)
 
 
 @contextmanager
@@ -193,12 +212,13 @@ def _parquet(path: Path) -> "Iterator[ParquetFile]":
         raise UserError(f"{path} is not a Parquet file, or a damaged one: {first_line(error)}") from error
 
 
-def _read_dataset(name: str, columns: Sequence[Column], subset: str | None, split: str) -> Iterator[tuple[str, ...]]:
-    for number, row in enumerate(_dataset(name, subset, split), start=1):
-        yield _texts_of(row, columns, f"{name}, split {split}, row {number}")
+def _read_dataset(name: str, columns: Sequence[Column], subset: str | None, split: str) -> Iterator[Row]:
+    raw = any(column.is_sound for column in columns)
+    for number, row in enumerate(_dataset(name, subset, split, raw=raw), start=1):
+        yield _cells(row, columns, f"{name}, split {split}, row {number}", None)
 
 
-def _dataset(name: str, subset: str | None, split: str) -> Iterator[dict[str, Any]]:
+def _dataset(name: str, subset: str | None, split: str, *, raw: bool = True) -> Iterator[dict[str, Any]]:
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -207,19 +227,36 @@ def _dataset(name: str, subset: str | None, split: str) -> Iterator[dict[str, An
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:  # its ways to say: no such name, subset, split
         raise UserError(f"the dataset {name} (split {split}) can't be loaded: {first_line(error)}") from error
     try:
-        yield from rows
+        yield from rows.decode(enable=False) if raw else rows
     except OSError as error:
         raise UserError(f"reading the dataset {name} broke off: {first_line(error)}; try again") from error
 
 
-def _texts_of(row: dict[str, Any], columns: Sequence[Column], where: str) -> tuple[str, ...]:
-    return tuple(_text_of(row, column, where) for column in columns)
+def _cells(row: dict[str, Any], columns: Sequence[Column], where: str, folder: Path | None) -> Row:
+    """What a row has in the columns asked for."""
+    for column in columns:
+        if column.name not in row:
+            raise _no_column(column, list(row), where)
+    return tuple(
+        _sound_of(row[column.name], column, where, folder)
+        if column.is_sound
+        else _text_of(row[column.name], column, where)
+        for column in columns
+    )
 
 
-def _text_of(row: dict[str, Any], column: Column, where: str) -> str:
-    if column.name not in row:
-        raise _no_column(column, list(row), where)
-    text = row[column.name]
+def _sound_of(value: object, column: Column, where: str, folder: Path | None) -> Sound:
+    found = sound_of(value, where, folder)
+    if found is None:
+        kind = _kind(value)
+        raise UserError(
+            f"{where}: {column.name!r} holds {kind}, neither the path of a sound file nor its bytes; choose another "
+            f"with {column.flag}"
+        )
+    return found
+
+
+def _text_of(text: object, column: Column, where: str) -> str:
     if not isinstance(text, str):
         raise UserError(f"{where}: {column.name!r} holds {_kind(text)}, not text; choose another with {column.flag}")
     try:

@@ -88,10 +88,10 @@ def atomic_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]
         shutil.rmtree(work, ignore_errors=True)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by a file holding `text`, so that a reader sees the old file or the new one, never a part."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace `path` by a file of `content`, so that a reader sees the old file or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     temporary.replace(path)
 
 

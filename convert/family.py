@@ -12,9 +12,9 @@ from gqa.convert.errors import UserError, did_you_mean
 from gqa.convert.families.refused import REFUSED
 from gqa.convert.families.rewritten import REWRITTEN
 from gqa.convert.families.wrappers import WRAPPERS
+from gqa.convert.uneven import BY_LAYER, is_llama_but_for_its_layers, says_kv_heads_by_layer
 
-_HEADS = {"num_attention_heads", "num_key_value_heads", "head_dim"}
-_HEADS_BY_LAYER = "num_key_value_heads_per_layer"
+_QUERY_HEADS = {"num_attention_heads", "head_dim"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ class Family:
     default_head_dim: int | None = None
     """head dim when the configuration has no `head_dim` (None: hidden_size / num_attention_heads)"""
     hears: bool = False
-    """whether its encoder is given sound, of which the commands after the conversion know nothing"""
+    """whether its encoder is given sound"""
     named_heads: str | None = None
     """key of generation_config.json that lists query heads of cross-attention, each as [layer, head]"""
     reads_head_dim: bool = True
@@ -209,7 +209,7 @@ def check_supported(config: Mapping[str, Any]) -> None:
         raise UserError("the checkpoint is quantised (quantization_config in config.json); dequantise it first")
     if unequal := _says_layers_differ(config):
         raise UserError(f"the checkpoint's layers differ in their heads ({unequal} in config.json); none is merged")
-    if config.get("auto_map") and not _needs_no_code(model_type):
+    if config.get("auto_map") and not _needs_no_code(config):
         raise UserError(
             "the checkpoint brings its own code (auto_map in config.json), which is never run; "
             f"if the stock {model_type} class loads it, remove auto_map from a copy of it and convert that"
@@ -217,23 +217,27 @@ def check_supported(config: Mapping[str, Any]) -> None:
     if model_type in WRAPPERS:
         inner = text_config(config)
         check_supported(inner)
-        if inner["model_type"] not in all_families():
+        if inner["model_type"] not in all_families() or says_kv_heads_by_layer(inner):
             raise UserError(f"a {inner['model_type']} inside a {model_type} can't be converted; save it on its own")
 
 
 def _says_layers_differ(config: Mapping[str, Any]) -> str | None:
-    """The key of a configuration that gives layers heads of their own, if there is one."""
-    if any(_HEADS & layer.keys() for layer in (config.get("per_layer_config") or {}).values()):
-        return "per_layer_config"
-    lists = (key for key in (*sorted(_HEADS), _HEADS_BY_LAYER) if isinstance(config.get(key), list))
-    return next(lists, None)
+    """The key of a configuration that gives layers heads of their own which nothing can be made of, if there is one."""
+    if any(_QUERY_HEADS & layer.keys() for layer in (config.get(BY_LAYER) or {}).values()):
+        return BY_LAYER
+    model_type = config["model_type"]
+    levelled = model_type in all_families() or (model_type in REWRITTEN and REWRITTEN[model_type].levelled)
+    if says_kv_heads_by_layer(config) and not levelled:
+        return "KV heads of every layer"
+    return next((key for key in sorted(_QUERY_HEADS) if isinstance(config.get(key), list)), None)
 
 
-def _needs_no_code(model_type: str) -> bool:
+def _needs_no_code(config: Mapping[str, Any]) -> bool:
     """Whether code that a checkpoint brings can be left alone: another class loads it, or the code is ours."""
+    model_type = config["model_type"]
     if model_type in REWRITTEN:
         return REWRITTEN[model_type].own_code or REWRITTEN[model_type].may_bring_code
-    return model_type in all_families() and all_families()[model_type].own_code
+    return is_llama_but_for_its_layers(config) or (model_type in all_families() and all_families()[model_type].own_code)
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,15 +6,14 @@ model; the device holds the layer and the batch that runs through it.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Generic
 
 import torch
 from torch import Tensor
 
-from gqa.convert.attention import AttentionWeights
 from gqa.convert.layerfit import FitOptions, LayerFit, fit_layer
-from gqa.convert.layout import all_tensors
 from gqa.convert.moments import Moments, MomentSums, watched
-from gqa.convert.residual import Residual
+from gqa.convert.residual import Residual, Weights, Written
 from gqa.convert.staged import StagedLayer, StagedModel
 from gqa.convert.streams import Streams
 
@@ -25,52 +24,53 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FittedLayer:
-    """One layer, done."""
+class FittedLayer(Generic[Weights]):
+    """One layer, done now."""
 
     layer: int
-    weights: AttentionWeights
-    """in host memory, in the dtype that they are stored in; what the fit started from where it gained nothing"""
-    fit: LayerFit | None
-    """None for a layer that was finished before"""
+    weights: Weights
+    """in host memory; what the fit started from where it gained nothing"""
+    fit: LayerFit
 
 
 def fit_layers(
     original: StagedModel,
     converted: StagedModel,
-    start: Callable[[int, Moments], AttentionWeights],
+    start: Callable[[int, Moments], Weights],
     windows: tuple[Tensor, Tensor],
     options: FitOptions,
+    written: Written[Weights],
     *,
+    in_class: Written[Weights] | None = None,
     dtype: torch.dtype = torch.float32,
-    finished: Mapping[int, AttentionWeights] | None = None,
+    finished: Mapping[int, Callable[[], Mapping[str, Tensor]]] | None = None,
     progress: Progress = lambda *_: None,
-) -> Iterator[FittedLayer]:
-    """Fit every layer, in order.
+) -> Iterator[FittedLayer[Weights]]:
+    """Fit every layer that is not finished, in order.
 
     Args:
         original: the checkpoint.
-        converted: the same checkpoint with as many KV heads as are kept.
+        converted: the same checkpoint in the shape that it is converted into.
         start: what the closed form makes of a layer, given what enters it on the windows to learn from; called once
             for each layer that is not finished.
         windows: token ids to learn from and others to check on, [n, length] and [m, length].
         options: how.
+        written: the tensors of a layer's weights, by name on disk after the attention's prefix.
+        in_class: the same by the names of the class, where these are others.
         dtype: what the weights will be stored in: layers are fed by those below as they will stand there.
-        finished: layers that an earlier run has fitted; they are only run.
+        finished: reads the tensors of layers that an earlier run has fitted; they are only run.
         progress: told after every step.
     """
     train, held_out = (Streams(original=hidden, converted=hidden.clone()) for hidden in map(original.embed, windows))
     for layer in range(original.num_layers):
-        fit = None
         if finished and layer in finished:
-            weights = finished[layer]
+            tensors = finished[layer]()
         else:
             weights = start(layer, _moments(original, layer, train.original))
-            tensors = all_tensors(converted.family, weights)
-            with original.layer(layer) as old, converted.layer(layer, replace=tensors) as new:
+            with original.layer(layer) as old, converted.layer(layer, replace=written(weights)) as new:
                 weights, fit = fit_layer(
-                    Residual(old, original.family),
-                    Residual(new, converted.family),
+                    Residual(old, in_class or written),
+                    Residual(new, in_class or written),
                     weights,
                     train=train,
                     held_out=held_out,
@@ -78,12 +78,12 @@ def fit_layers(
                     layer=layer,
                     progress=lambda step, layer=layer: progress(layer, step),
                 )
-            weights = _stored(weights, dtype)
-        yield FittedLayer(layer=layer, weights=weights, fit=fit)
+            yield FittedLayer(layer=layer, weights=weights, fit=fit)
+            tensors = {name: tensor.to(dtype) for name, tensor in written(weights).items()}
         with original.layer(layer) as run:
             for streams in (train, held_out):
                 _advance(run, streams.original)
-        with converted.layer(layer, replace=all_tensors(converted.family, weights)) as run:
+        with converted.layer(layer, replace=tensors) as run:
             for streams in (train, held_out):
                 _advance(run, streams.converted)
 
@@ -96,13 +96,6 @@ def _moments(original: StagedModel, layer: int, hidden: Tensor) -> Moments:
         for part in hidden.split(_windows_at_once(hidden)):
             run(part)
     return sums.finish()
-
-
-def _stored(weights: AttentionWeights, dtype: torch.dtype) -> AttentionWeights:
-    def rounded(part: Tensor) -> Tensor:
-        return part.to(dtype)
-
-    return weights.map_kv(rounded).map_queries(rounded)
 
 
 def _windows_at_once(hidden: Tensor) -> int:

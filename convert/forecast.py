@@ -15,7 +15,7 @@ from gqa.convert.checkpoint import open_checkpoint
 from gqa.convert.damage import Damage, Gauge
 from gqa.convert.freedom import Freedom
 from gqa.convert.grouping import Similarity
-from gqa.convert.merging import load_layer
+from gqa.convert.merging import as_few, load_layer
 from gqa.convert.method import Merge, method_for, method_names, traits_of
 from gqa.convert.moments import Moments
 from gqa.convert.places import freedoms_of
@@ -157,17 +157,16 @@ class _Candidates:
     def __init__(self, plan: Plan, layer: int, freedom: Freedom, moments: Moments) -> None:
         self._options, self._layer = plan.options, layer
         self._freedom, self._moments = freedom, moments
-        self._weights = load_layer(plan, layer, also_queries=True)
-        self._gauge = Gauge(self._weights, freedom, moments)
-        self._similarity = Similarity(self._weights, freedom, moments)
+        self._kv_heads, self._weights = plan.places[layer].kv_heads, load_layer(plan, layer, also_queries=True)
+        self._known: dict[int, tuple[AttentionWeights, Gauge, Similarity]] = {}
 
     def damages(self, methods: Iterable[str], groups: int) -> dict[str, Damage]:
         """The damage of each method."""
         asked = Merge(
             groups=groups, layer=self._layer, seed=self._options.seed, freedom=self._freedom, moments=self._moments
         )
-        as_they_stand = self._weights, self._gauge
-        similar = self._in_order(self._similarity.order(groups))
+        weights, gauge, similarity = self._as_they_stand(groups)
+        as_they_stand, similar = (weights, gauge), self._in_order(weights, gauge, similarity.order(groups))
         found = {}
         for name in methods:
             options = replace(self._options, method=name, groups=groups, calibration=None, fit=None)
@@ -175,8 +174,16 @@ class _Candidates:
             found[name] = gauge.damage(method_for(name)(weights, asked))
         return found
 
-    def _in_order(self, order: list[int]) -> tuple[AttentionWeights, Gauge]:
-        weights = self._weights.reordered(order)
-        if weights is self._weights:
-            return weights, self._gauge
-        return weights, Gauge(weights, self._freedom, self._moments)
+    def _as_they_stand(self, groups: int) -> tuple[AttentionWeights, Gauge, Similarity]:
+        """The layer, and what is worked out of it once, with the copies of heads that so many groups take."""
+        weights = as_few(self._weights, self._kv_heads, groups)
+        if weights.num_kv_heads not in self._known:
+            known = self._freedom, self._moments
+            self._known[weights.num_kv_heads] = weights, Gauge(weights, *known), Similarity(weights, *known)
+        return self._known[weights.num_kv_heads]
+
+    def _in_order(self, weights: AttentionWeights, gauge: Gauge, order: list[int]) -> tuple[AttentionWeights, Gauge]:
+        reordered = weights.reordered(order)
+        if reordered is weights:
+            return weights, gauge
+        return reordered, Gauge(reordered, self._freedom, self._moments)

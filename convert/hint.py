@@ -14,6 +14,7 @@ from torch import Tensor
 from gqa.convert.attention import AttentionWeights
 from gqa.convert.freedom import freedom_of
 from gqa.convert.layout import read_layer
+from gqa.convert.merging import as_few
 from gqa.convert.method import Merge, method_for, traits_of
 from gqa.convert.plan import Plan
 from gqa.convert.positions import Rotation
@@ -72,12 +73,14 @@ def _one_thread() -> Iterator[None]:
 def _sampled(plan: Plan) -> Iterator[tuple[float, float, float]]:
     """Of each layer looked at: what the method loses, the least that can be lost, and what there is."""
     rows = plan.shape.num_kv_heads // plan.options.groups * plan.shape.head_dim
-    count = max(1, min(_LAYERS, len(plan.places), _ROWS // rows))
+    merging = [layer for layer, place in enumerate(plan.places) if plan.options.groups % place.kv_heads]
+    count = min(_LAYERS, len(merging), max(1, _ROWS // rows))
     for position in range(count):
-        layer = (2 * position + 1) * len(plan.places) // (2 * count)
+        layer = merging[(2 * position + 1) * len(merging) // (2 * count)]
         tensors = {name: entry.load() for name, entry in plan.attention[layer].items()}
         place = plan.places[layer]
-        group = _first_group(read_layer(place.family, place.shape, tensors), plan.options.groups)
+        weights = as_few(read_layer(place.family, place.shape, tensors), place.kv_heads, plan.options.groups)
+        group = _first_group(weights, plan.options.groups)
         asked = Merge(groups=1, layer=layer, seed=plan.options.seed)
         merged = method_for(plan.options.method)(group, asked)
         if group.o.isfinite().all():  # K and V were checked when they were merged

@@ -8,18 +8,17 @@ windows that no text has produced, see `convert/streams.py`.
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Generic
 
 import torch
 from torch import Tensor
 
-from gqa.convert.attention import AttentionWeights
 from gqa.convert.errors import UserError
 from gqa.convert.muon import Muon
-from gqa.convert.residual import Residual
+from gqa.convert.residual import Residual, Weights
 from gqa.convert.streams import Streams, passes
 
-_BIASES = {"q": "q_bias", "k": "k_bias", "v": "v_bias"}
 _TOKENS_AT_ONCE = 8192  # through the layer with gradients
 _CHECKS = 4  # of the held-out error, spread over the steps
 _WARMUP = 0.03  # share of the steps
@@ -75,21 +74,21 @@ Progress = Callable[[int], None]
 
 
 def fit_layer(
-    original: Residual,
-    converted: Residual,
-    start: AttentionWeights,
+    original: Residual[Weights],
+    converted: Residual[Weights],
+    start: Weights,
     *,
     train: Streams,
     held_out: Streams,
     options: FitOptions,
     layer: int = 0,
     progress: Progress = lambda _: None,
-) -> tuple[AttentionWeights, LayerFit]:
-    """Fit q, k, v and o of one layer, and the biases of the first three.
+) -> tuple[Weights, LayerFit]:
+    """Fit the parts of one layer: of ordinary attention q, k, v and o, and the biases of the first three.
 
     Args:
         original: the layer of the original model.
-        converted: the layer of the converted model; its own q, k, v and o are not used.
+        converted: the layer of the converted model; its own weights of attention are not used.
         start: what the closed form gave.
         train: what enters the layer in both models, to learn from.
         held_out: the same, of other text, to decide by.
@@ -120,17 +119,17 @@ def fit_layer(
     )
 
 
-class _Gauge:
+class _Gauge(Generic[Weights]):
     """Measures weights on fixed windows."""
 
     @torch.no_grad()
-    def __init__(self, original: Residual, converted: Residual, streams: Streams) -> None:
+    def __init__(self, original: Residual[Weights], converted: Residual[Weights], streams: Streams) -> None:
         self._converted, self._streams = converted, streams
         self._wanted = torch.cat([original(part.original).cpu() for part in _portions(streams)])
         self._scale = _mean_square(self._wanted - streams.original)
 
     @torch.no_grad()
-    def error(self, weights: AttentionWeights) -> float:
+    def error(self, weights: Weights) -> float:
         """Mean square of what is off behind the attention, as a share of that of the original's attention output."""
         squares, start = 0.0, 0
         for part in _portions(self._streams):
@@ -141,15 +140,15 @@ class _Gauge:
 
 
 def _descent(
-    original: Residual,
-    converted: Residual,
-    start: AttentionWeights,
+    original: Residual[Weights],
+    converted: Residual[Weights],
+    start: Weights,
     train: Streams,
     options: FitOptions,
     layer: int,
-) -> Iterator[AttentionWeights]:
+) -> Iterator[Weights]:
     """The weights after every step; they share memory with those of the next."""
-    parts = {name: _with_bias(start, name).to(converted.device).requires_grad_() for name in "qkvo"}
+    parts = {name: part.to(converted.device).requires_grad_() for name, part in start.parts().items()}
     optimiser = Muon(parts.values())
     seed = options.seed * 1_000_003 + layer
     shaking = torch.Generator(converted.device).manual_seed(seed)
@@ -163,10 +162,10 @@ def _descent(
             batch = train[chosen].to(converted.device).shaken(noise[chosen].to(converted.device), shaking)
             with torch.no_grad():
                 wanted = original(batch.original)
-            off = converted(batch.converted, _assemble(start, parts)) - wanted
+            off = converted(batch.converted, start.with_parts(parts)) - wanted
             off.square().sum().backward()  # Muon's steps don't depend on the scale of the loss
         optimiser.step(options.learning_rate * _schedule(step, options.steps))
-        yield _assemble(start, parts)
+        yield start.with_parts(parts)
 
 
 def _noise(options: FitOptions, passes: float) -> float:
@@ -180,26 +179,9 @@ def _schedule(step: int, steps: int) -> float:
     return rise * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def _with_bias(weights: AttentionWeights, name: str) -> Tensor:
-    """A fresh float32 copy of a part, its bias as one more column. [heads, rows, columns]."""
-    weight = getattr(weights, name)
-    bias = getattr(weights, _BIASES[name]) if name in _BIASES else None
-    return (weight if bias is None else torch.cat([weight, bias[..., None]], dim=2)).float().clone()
-
-
-def _assemble(start: AttentionWeights, parts: dict[str, Tensor]) -> AttentionWeights:
-    """`start` with q, k, v, o and their biases from `parts`."""
-    changed = {name: part[..., : getattr(start, name).shape[2]] for name, part in parts.items()}
-    biases = {bias: parts[name][..., -1] for name, bias in _BIASES.items() if getattr(start, bias) is not None}
-    return replace(start, **changed, **biases)
-
-
 @torch.no_grad()
-def _snapshot(weights: AttentionWeights) -> AttentionWeights:
-    def copy(part: Tensor) -> Tensor:
-        return part.detach().cpu().clone()
-
-    return weights.map_kv(copy).map_queries(copy)
+def _snapshot(weights: Weights) -> Weights:
+    return weights.map(lambda part: part.detach().cpu().clone())
 
 
 def _portions(streams: Streams) -> Iterator[Streams]:

@@ -1,5 +1,6 @@
 """One layer's merge, from disk tensors to disk tensors: read, put similar heads together, merge, say what it cost."""
 
+import math
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -47,6 +48,7 @@ def merge_layer(plan: Plan, layer: int, moments: Moments | None = None) -> Merge
         UserError: a weight is NaN or infinite.
     """
     weights = load_layer(plan, layer, also_queries=plan.options.rewrites_queries)
+    weights = as_few(weights, plan.places[layer].kv_heads, plan.options.groups)
     site = plan.layers[layer].site
     method = method_for(plan.options.method)
     asked = Merge(groups=plan.options.groups, layer=layer, seed=plan.options.seed)
@@ -62,6 +64,15 @@ def merge_layer(plan: Plan, layer: int, moments: Moments | None = None) -> Merge
     grouped = weights.reordered(order)
     merged = method(grouped, replace(asked, freedom=freedom, moments=moments))
     return MergedLayer(weights=merged, order=order, damage=damage(grouped, merged, freedom, moments), site=site)
+
+
+def as_few(weights: AttentionWeights, kv_heads: int, groups: int) -> AttentionWeights:
+    """A layer whose `kv_heads` are repeated, with only as many copies as it takes to make `groups` of them.
+
+    So where `groups` is a multiple of `kv_heads` no method has anything to merge.
+    """
+    step = weights.num_kv_heads // math.lcm(kv_heads, groups)
+    return weights if step == 1 else weights.map_kv(lambda heads: heads[::step])
 
 
 def load_layer(plan: Plan, layer: int, *, also_queries: bool) -> AttentionWeights:

@@ -1,6 +1,6 @@
 """The attentions of a checkpoint one by one: one a layer, or in an encoder-decoder one for each site of its layers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ class Place:
     """as it is here"""
     shape: HeadShape
     """of this attention"""
+    kv_heads: int
+    """its KV heads on disk: those of `shape`, or fewer that are repeated so that all layers have as many"""
 
     @property
     def caches(self) -> bool:
@@ -38,7 +40,14 @@ class Place:
         return f"{self.site.name} {self.layer}" if self.site else str(self.layer)
 
 
-def places(family: Family, config: Mapping[str, Any], names: set[str], *, encoder: bool) -> list[Place]:
+def places(
+    family: Family,
+    config: Mapping[str, Any],
+    names: set[str],
+    *,
+    encoder: bool,
+    levelled: Sequence[int] | None = None,
+) -> list[Place]:
     """Every attention whose heads are merged, site by site, in the order of the layers.
 
     Args:
@@ -46,6 +55,7 @@ def places(family: Family, config: Mapping[str, Any], names: set[str], *, encode
         config: its configuration.
         names: of its tensors.
         encoder: whether an encoder's are among them.
+        levelled: the KV heads of every layer on disk, where layers differ.
 
     Raises:
         UserError: a size is wrong, or the checkpoint has more layers than its configuration says.
@@ -57,7 +67,8 @@ def places(family: Family, config: Mapping[str, Any], names: set[str], *, encode
         _check_layer_count(there, shape, names)
         for layer in range(shape.num_layers):
             prefix = layer_prefix(there, names, layer)
-            found.append(Place(site=site, layer=layer, prefix=prefix, family=there, shape=shape))
+            kv_heads = levelled[layer] if levelled else shape.num_kv_heads
+            found.append(Place(site=site, layer=layer, prefix=prefix, family=there, shape=shape, kv_heads=kv_heads))
     return found
 
 

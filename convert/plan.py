@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -186,7 +187,33 @@ class Plan:
 
     @property
     def rewriting(self) -> str | None:
-        """A sentence on the class that the output is of, where it is not the checkpoint's."""
+        """Sentences on what the output is, where it is not of the checkpoint's class or its layers differed."""
+        return " ".join(filter(None, (self._change_of_class, self._levelling))) or None
+
+    @property
+    def original_runs(self) -> bool:
+        """Whether transformers runs the checkpoint as it stands."""
+        model_type = self.rewritten_from or self.family.model_type
+        return not (self.levelled or (model_type in REWRITTEN and REWRITTEN[model_type].own_code))
+
+    @property
+    def levelled(self) -> bool:
+        """Whether layers differ in their KV heads on disk."""
+        return any(place.kv_heads != place.shape.num_kv_heads for place in self.places)
+
+    @property
+    def _levelling(self) -> str | None:
+        if not self.levelled:
+            return None
+        groups, heads = self.options.groups, sorted({place.kv_heads for place in self.places})
+        said = f"{', '.join(map(str, heads[:-1]))} or {heads[-1]}"
+        return (
+            f"Layers have {said} KV heads; in the output each has {groups}. Where {groups} is a multiple, heads are "
+            "repeated, which changes nothing; elsewhere they merge."
+        )
+
+    @property
+    def _change_of_class(self) -> str | None:
         if self.rewritten_from is None:
             return None
         but = " but for the heads that merge" if self.options.groups < self.shape.num_kv_heads else ""
@@ -215,7 +242,7 @@ class Plan:
             "restrictions": self.restrictions,
             "groups": self.options.groups,
             "num_heads": self.shape.num_heads,
-            "kv_heads_before": self.shape.num_kv_heads,
+            "kv_heads_before": max(place.kv_heads for place in self.places),
             "head_dim": self.shape.head_dim,
             "weight_bytes": self.total_bytes,
             "parameters_saved": sum(layer.parameters_saved for layer in self.layers),
@@ -241,7 +268,7 @@ def plan_conversion(checkpoint: Path, options: ConvertOptions) -> Plan:
     if options.calibration:
         opened.check_calibrated()
     entries = {name: _computed_in(options.torch_dtype, entry) for name, entry in opened.entries.items()}
-    found = places(family, opened.settings, set(entries), encoder=options.encoder)
+    found = places(family, opened.settings, set(entries), encoder=options.encoder, levelled=opened.levelled)
     attention = [_attention(place, entries) for place in found]
     _check_attention(found, attention)
     freedoms = freedoms_of(opened, found) if options.rewrites_queries else []
@@ -341,7 +368,8 @@ def _in_writing_order(
 def _layer_plan(place: Place, layer: Layer, after: list[OutputTensor], options: ConvertOptions) -> LayerPlan:
     shape = place.shape
     before = [layer[name] for name in kv_shapes(place.family, shape) if name in layer]
-    numbers_before = sum(math.prod(entry.shape) for entry in before)
+    share = Fraction(place.kv_heads, shape.num_kv_heads)  # the rest are repetitions
+    numbers_before = int(share * sum(math.prod(entry.shape) for entry in before))
     numbers_after = sum(math.prod(tensor.shape) for tensor in after)
     # bytes of one head's K and V for one token
     cached = 2 * shape.head_dim * after[0].dtype.itemsize if place.caches else 0
@@ -349,11 +377,11 @@ def _layer_plan(place: Place, layer: Layer, after: list[OutputTensor], options: 
         site=place.site.name if place.site else None,
         layer=place.layer,
         num_heads=shape.num_heads,
-        kv_heads_before=shape.num_kv_heads,
+        kv_heads_before=place.kv_heads,
         kv_heads_after=options.groups,
-        bytes_before=sum(entry.nbytes for entry in before),
+        bytes_before=int(share * sum(entry.nbytes for entry in before)),
         bytes_after=sum(tensor.nbytes for tensor in after),
         parameters_saved=numbers_before - numbers_after,
-        cache_bytes_before=cached * shape.num_kv_heads,
+        cache_bytes_before=cached * place.kv_heads,
         cache_bytes_after=cached * options.groups,
     )

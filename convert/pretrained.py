@@ -46,7 +46,7 @@ def load_config(
         raise UserError(
             f"{checkpoint}: the model type {model_type!r} is unknown to transformers{known}; mend config.json"
         )
-    with _damage(f"the config.json of {checkpoint} can't be used"):
+    with damage(f"the config.json of {checkpoint} can't be used"):
         if written is None:
             config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
         else:
@@ -65,14 +65,17 @@ def load_config(
 
 
 def _check_encoder_decoder(config: "PreTrainedConfig", checkpoint: Path) -> None:
-    from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
+    from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
-    if type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING:
-        raise UserError(
-            f"{checkpoint} is a {config.model_type}, whose sources are sound; only those of text can be read"
-        )
-    if type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+    if type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING and not hears(config):
         raise UserError(f"{checkpoint} is a {config.model_type}, which is no language model; perplexity needs one")
+
+
+def hears(config: "PreTrainedConfig") -> bool:
+    """Whether the sources of an encoder-decoder are sound that is heard as Whisper hears it."""
+    from transformers import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
+
+    return type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING and getattr(config, "num_mel_bins", None) is not None
 
 
 def language_settings(checkpoint: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +99,7 @@ def load_tokenizer(checkpoint: Path) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
-    with _damage(f"the tokenizer of {checkpoint} can't be loaded"):
+    with damage(f"the tokenizer of {checkpoint} can't be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
         works = bool(tokenizer("a", add_special_tokens=False)["input_ids"])
     if not works:  # transformers makes an empty tokenizer of the right class when only its settings are there
@@ -105,7 +108,7 @@ def load_tokenizer(checkpoint: Path) -> "PreTrainedTokenizerBase":
 
 
 @contextmanager
-def _damage(what: str) -> Iterator[None]:
+def damage(what: str) -> Iterator[None]:
     """Turn what the libraries raise on files that hold something else than they expect into the sentence `what`.
 
     That is whatever the misfit happened to break (JSON is walked unchecked), their own validation errors and, of the

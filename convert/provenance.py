@@ -12,11 +12,13 @@ The file holds `{"format": 1, "stages": [...]}`, oldest stage first. Every stage
   `restrictions` (what the family keeps it from), `calibration` and `fit` (their options, or null), of an
   encoder-decoder `encoder` (whether that was converted too), `keep_architecture` where that was asked for, `seed`,
   `dtype`, `num_heads`, `kv_heads_before` and `kv_heads_after` (one entry a layer; in an encoder-decoder one for every
-  attention that was converted, those at one site before those at the next), and `layers`: of each the `site`, where a
-  layer has several, the `order` in which its old KV heads were grouped, where the method knows it the
-  `predicted_damage` (of keys and of values, a share for every group), and what the `fit` did (its errors before and
-  after, on its own text and on text held out), and where the number of KV heads was not simply given, `kv_budget`, the
-  share of the cache that was asked for, or `auto`, the losses that it was chosen by; for "uptrain" `config`,
+  attention that was converted, those at one site before those at the next), of latent attention `latent` (its sizes,
+  and which of a head's rotary pairs the shared key has; its `kv_heads_after` are the heads that read the latent), and
+  `layers`: of each the `site`, where a layer has several, the `order` in which its old KV heads were grouped, where the
+  method knows it the `predicted_damage` (of keys and of values, a share for every group), and what the `fit` did (its
+  errors before and after, on its own text and on text held out), and where the number of KV heads was not simply
+  given, `kv_budget`, the share of the cache that was asked for, or `auto`, the losses that it was chosen by; for
+  "uptrain" `config`,
   `objective`, `teacher` (its `path` and `fingerprint`, or null), `trained` (what of the model, in words), `steps`,
   `tokens`, `trained_on` and the `validation` results.
 """

@@ -4,33 +4,51 @@ It is the layer's own forward with nothing coming from the feed-forward part, so
 attention, parallel branches, scalings and soft caps are the class's own, whatever the family.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gqa.convert.attention import AttentionWeights
-from gqa.convert.family import Family
-from gqa.convert.layout import all_tensors
 from gqa.convert.staged import StagedLayer, hidden_of
 
 
-class Residual:
+class Fittable(Protocol):
+    """The weights of a layer's attention, of any kind, as a fit sees them."""
+
+    def parts(self) -> dict[str, Tensor]:
+        """What a fit may move, by name, as fresh float32 copies. [heads, rows, columns] each."""
+        ...
+
+    def with_parts(self, parts: Mapping[str, Tensor]) -> Self:
+        """The same with such parts. Gradients flow through."""
+        ...
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same with `function` applied to every tensor."""
+        ...
+
+
+Weights = TypeVar("Weights", bound=Fittable)
+Written = Callable[[Weights], Mapping[str, Tensor]]
+"""the tensors that weights stand in, by the class's names after the attention's prefix; gradients flow through"""
+
+
+class Residual(Generic[Weights]):
     """Call it with hidden states [n, length, hidden_size]; the same shape comes back in float32."""
 
-    def __init__(self, layer: StagedLayer, family: Family) -> None:
-        self._layer, self._family = layer, family.of_class
+    def __init__(self, layer: StagedLayer, written: Written[Weights]) -> None:
+        self._layer, self._written = layer, written
         names = {module: name for name, module in layer.module.named_modules()}
         self._prefix, self._known = f"{names[layer.attention]}.", layer.module.state_dict().keys()
         self._silent = {child: _Silence(child) for child in layer.module.children() if _feeds_forward(child, layer)}
         self.device = layer.device
 
-    def __call__(self, hidden: Tensor, weights: AttentionWeights | None = None) -> Tensor:
+    def __call__(self, hidden: Tensor, weights: Weights | None = None) -> Tensor:
         """Run the layer, with `weights`, on any device, in place of its own where they are given."""
-        written = {} if weights is None else all_tensors(self._family, weights)
+        written = {} if weights is None else self._written(weights)
         tensors = {self._prefix + name: tensor.to(self.device, torch.float32) for name, tensor in written.items()}
         assert tensors.keys() <= self._known, "torch would leave out in silence what the class calls otherwise"
         hidden = hidden.to(self.device, torch.float32)

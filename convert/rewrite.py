@@ -1,20 +1,20 @@
 """The story of a conversion: plan, stream every tensor from disk to disk, merge heads on the way, say what was done."""
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from gqa.convert.ahead import LayerStore, layers_ahead
+from gqa.convert.ahead import LayerStore, layers_ahead, making_of
 from gqa.convert.calibration import Progress
 from gqa.convert.config import converted_config, converted_wrapper_config
 from gqa.convert.directory import atomic_directory, check_output, check_space, disk_errors
 from gqa.convert.family import kv_settings
 from gqa.convert.modeling import single_file
 from gqa.convert.named_heads import renumber_heads
-from gqa.convert.ondemand import MergedLayers
+from gqa.convert.ondemand import LayersOnDemand, merged_layers
 from gqa.convert.plan import ConvertOptions, Plan, plan_conversion
 from gqa.convert.provenance import new_stage, read_stages, write_stages
 from gqa.convert.renaming import Renaming
@@ -72,10 +72,7 @@ def write_conversion(
         layers: the plan's layers, if they are made already.
         facts: more for the conversion's entry in `gqa.json`.
     """
-    check_output(output, [plan.checkpoint], overwrite=overwrite)
-    check_space(output, plan.total_bytes)
-    with disk_errors(output), atomic_directory(output, overwrite=overwrite) as work:
-        copy_side_files(plan.checkpoint, work)
+    with new_checkpoint(plan.checkpoint, output, plan.total_bytes, overwrite=overwrite) as work:
         if plan.rewritten_from:
             _write_tokenizer(plan, work)
         with _made(plan, output, progress) if layers is None else nullcontext(layers) as made:
@@ -88,9 +85,29 @@ def write_conversion(
         write_stages(work, [*read_stages(plan.checkpoint), {**conversion_stage(plan, made.records), **facts}])
 
 
-def _made(plan: Plan, output: Path, progress: Progress) -> AbstractContextManager[LayerStore | MergedLayers]:
+@contextmanager
+def new_checkpoint(checkpoint: Path, output: Path, nbytes: int, *, overwrite: bool) -> Iterator[Path]:
+    """A directory that becomes `output`, with all of `checkpoint` in it that is no weights and no configuration.
+
+    Args:
+        checkpoint: what is converted.
+        output: where the result goes, whole or not at all.
+        nbytes: room that its weights take.
+        overwrite: replace `output` if it exists.
+
+    Raises:
+        UserError: it can't be written there.
+    """
+    check_output(output, [checkpoint], overwrite=overwrite)
+    check_space(output, nbytes)
+    with disk_errors(output), atomic_directory(output, overwrite=overwrite) as work:
+        copy_side_files(checkpoint, work)
+        yield work
+
+
+def _made(plan: Plan, output: Path, progress: Progress) -> AbstractContextManager[LayerStore | LayersOnDemand]:
     """The plan's layers: made ahead where they need calibration, and otherwise when they are asked for."""
-    return layers_ahead(plan, output, progress) if plan.options.calibration else MergedLayers(plan)
+    return layers_ahead(making_of(plan), output, progress) if plan.options.calibration else merged_layers(plan)
 
 
 def _write_tokenizer(plan: Plan, work: Path) -> None:
@@ -113,7 +130,11 @@ def _config(plan: Plan) -> dict[str, Any]:
 
 def default_output(checkpoint: str, groups: int) -> Path:
     """Beside the input, `-mqa` or `-gqaG` added to its name; in the working directory for a Hub id."""
-    suffix = "-mqa" if groups == 1 else f"-gqa{groups}"
+    return beside(checkpoint, "-mqa" if groups == 1 else f"-gqa{groups}")
+
+
+def beside(checkpoint: str, suffix: str) -> Path:
+    """Beside the input, `suffix` added to its name; in the working directory for a Hub id."""
     path = Path(checkpoint)
     if not path.is_dir():
         return Path(path.name + suffix)

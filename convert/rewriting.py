@@ -14,6 +14,7 @@ from gqa.convert import rewrites
 from gqa.convert.derived import Entry, Made, derive
 from gqa.convert.errors import UserError, first_line
 from gqa.convert.family import read_size
+from gqa.convert.levelling import Levelling
 from gqa.convert.renaming import Renaming
 from gqa.convert.tensors import TensorEntry
 
@@ -104,7 +105,11 @@ class Rewrite:
         return rewritten(self, config, entries)
 
 
-def rewrite_of(model_type: str) -> Rewrite | Renaming:
+Change = Rewrite | Renaming | Levelling
+"""how a checkpoint becomes one of another class, or one whose layers are alike"""
+
+
+def rewrite_of(model_type: str) -> Change:
     """The rewrite of a model type in `REWRITTEN`."""
     return importlib.import_module(f"{rewrites.__name__}.{model_type}").REWRITE
 

@@ -14,6 +14,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from gqa.convert.positions import Rotation
+
 FARTHEST = 2048
 """distances beyond this weigh little and are left out"""
 
@@ -27,6 +29,12 @@ def over_distances(moments: Tensor, angles: Tensor, context: int) -> Tensor:
     apart, together = _mean_turns(tuple(angles.tolist()), min(context, FARTHEST))
     conjugate, plain = as_complex(moments)
     return as_real(conjugate * apart, plain * together)
+
+
+def mean_turn(rotation: Rotation) -> Tensor:
+    """E[exp(i angle t)] over distances t: what is left of each pair if it is taken not to rotate. [pairs] complex."""
+    apart, _ = _mean_turns((*rotation.angles.tolist(), 0.0), min(rotation.context, FARTHEST))
+    return apart[:-1, -1]
 
 
 def as_complex(moments: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,5 +69,10 @@ def _mean_turns(angles: tuple[float, ...], context: int) -> tuple[Tensor, Tensor
 
 def commuting(factors: Tensor) -> Tensor:
     """The real matrices that multiply each pair by its complex number. [..., pairs] -> [..., 2 * pairs, 2 * pairs]."""
-    real, imaginary = torch.diag_embed(factors.real), torch.diag_embed(factors.imag)
+    return commuting_map(torch.diag_embed(factors))
+
+
+def commuting_map(factors: Tensor) -> Tensor:
+    """The real matrix of a complex one, for components that are first real and then imaginary. [m, n] -> [2m, 2n]."""
+    real, imaginary = factors.real, factors.imag
     return torch.cat([torch.cat([real, -imaginary], dim=-1), torch.cat([imaginary, real], dim=-1)], dim=-2)

@@ -47,7 +47,7 @@ def empty_model(
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    config = load_config(opened.path, opened.config if opened.rewrite else None, wrapped=True)
+    config = load_config(opened.path, None if opened.config is opened.on_disk else opened.config, wrapped=True)
     for key, value in kv_settings(opened.family, num_kv_heads).items():
         setattr(config, key, value)
     config.use_cache = False

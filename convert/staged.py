@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gqa.convert.checkpoint import open_checkpoint
+from gqa.convert.checkpoint import Checkpoint, open_checkpoint
 from gqa.convert.derived import Entry
 from gqa.convert.family import Family
 from gqa.convert.layout import kv_shapes, layer_prefix
@@ -68,6 +68,7 @@ class StagedModel:
         device: torch.device,
         groups: int | None = None,
         own_code: bool = False,
+        opened: Checkpoint | None = None,
     ) -> None:
         """Read the checkpoint's headers; no weights yet.
 
@@ -77,11 +78,12 @@ class StagedModel:
             device: where layers are loaded and run.
             groups: build the class with so many KV heads: `layer` must be given the tensors that replace K and V.
             own_code: as of `open_checkpoint`.
+            opened: the checkpoint as one of another class, of whose attention `layer` must be given all tensors.
 
         Raises:
             UserError: the checkpoint is of no supported family, damaged, or without weights.
         """
-        opened = open_checkpoint(checkpoint, own_code=own_code)
+        opened = opened or open_checkpoint(checkpoint, own_code=own_code)
         self.family, source = opened.family, opened.shape
         self.checkpoint, self.dtype, self.device = checkpoint, dtype, device
         self.shape = replace(source, num_kv_heads=groups or source.num_kv_heads)

@@ -7,8 +7,9 @@ from statistics import mean
 from rich.console import Console
 from rich.table import Table
 
-from gqa.convert.plan import LayerPlan, Plan
+from gqa.convert.plan import ConvertOptions, LayerPlan, Plan
 from gqa.convert.provenance import read_stages
+from gqa.convert.uneven import span
 
 
 def show_plan(plan: Plan, console: Console) -> None:
@@ -29,28 +30,35 @@ def show_plan(plan: Plan, console: Console) -> None:
 
 def show_result(plan: Plan, output: Path, seconds: float, console: Console) -> None:
     """What was made, what it saves, and what to do next."""
-    if all(layer.kv_heads_before == layer.kv_heads_after for layer in plan.layers):
+    data = "SPEECH" if plan.family.hears else "TEXT"
+    compared = f"{plan.checkpoint} {output}" if plan.original_runs else str(output)
+    if all(layer.kv_heads_after % layer.kv_heads_before == 0 for layer in plan.layers):
         console.print(
             f"Wrote {output} in {seconds:.1f} s: {plan.options.groups} KV heads, none of them merged. To compare:",
             soft_wrap=True,
         )
-        console.print(f"  gqa-eval {plan.checkpoint} {output} --data TEXT", soft_wrap=True, highlight=False)
+        console.print(f"  gqa-eval {compared} --data {data}", soft_wrap=True, highlight=False)
         return
+    heads = span([place.kv_heads for place in plan.places])
     console.print(
-        f"Wrote {output} in {seconds:.1f} s: {plan.shape.num_kv_heads} -> {plan.options.groups} KV heads, "
+        f"Wrote {output} in {seconds:.1f} s: {heads} -> {plan.options.groups} KV heads, "
         f"KV cache {_cache(plan.layers)}.",
         soft_wrap=True,
     )
-    if plan.family.hears:
-        console.print("A conversion loses quality until it is trained on speech, by a program of your own.")
-        return
-    if plan.options.fit:
+    show_what_follows(plan.options, compared, output, console, data=data)
+
+
+def show_what_follows(
+    options: ConvertOptions, compared: str, output: Path, console: Console, *, data: str = "TEXT"
+) -> None:
+    """What the fit did, if there was one, and what to do next, with `data` and `compared` as gqa-eval takes them."""
+    if options.fit:
         console.print(_what_the_fit_did(output), soft_wrap=True)
         console.print("What is left can be uptrained away. Next:", soft_wrap=True)
     else:
         console.print("A conversion loses quality until it is uptrained. Next:", soft_wrap=True)
-    console.print(f"  gqa-eval {plan.checkpoint} {output} --data TEXT", soft_wrap=True, highlight=False)
-    console.print(f"  gqa-uptrain {output} --data TEXT --max-tokens N", soft_wrap=True, highlight=False)
+    console.print(f"  gqa-eval {compared} --data {data}", soft_wrap=True, highlight=False)
+    console.print(f"  gqa-uptrain {output} --data {data} --max-tokens N", soft_wrap=True, highlight=False)
 
 
 def _what_the_fit_did(output: Path) -> str:
@@ -83,7 +91,11 @@ def _cache(layers: list[LayerPlan]) -> str:
         where = f" in {site}" if site else ""
         parts.append(f"{size(before)} -> {size(after)} a token{where}")
     before, after = (sum(sizes) for sizes in zip(*map(_cache_bytes, cached), strict=True))
-    return f"{', '.join(parts)} ({before / after:.3g}x smaller)"
+    return f"{', '.join(parts)} ({_times(before, after)})"
+
+
+def _times(before: int, after: int) -> str:
+    return f"{before / after:.3g}x smaller" if after <= before else f"{after / before:.3g}x larger"
 
 
 def _cache_bytes(layer: LayerPlan) -> tuple[int, int]:

@@ -4,8 +4,11 @@ Some stock classes repeat keys and values before they cache them, or keep more t
 differ, and only the measured one is what a server pays.
 """
 
+import inspect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from gqa.convert.pretrained import hears
 
 if TYPE_CHECKING:
     import torch
@@ -59,18 +62,24 @@ class CacheSize:
 def cache_size(model: "PreTrainedModel", config: "PreTrainedConfig", context: int) -> CacheSize:
     """Both sizes for one sequence of `context` tokens, in the precision the model is loaded in.
 
-    For an encoder-decoder: for a target and a source of `context` tokens each.
+    For an encoder-decoder: for a target and a source of `context` tokens each. A source of sound is always as long as
+    the encoder hears, and its tokens are the encoder's positions.
     """
     own = decoder_config(config)
-    formula, heads = formula_cache_bytes(own, context, model.dtype.itemsize), num_kv_heads(own)
+
+    def size(context: int, measured: int) -> CacheSize:
+        formula = formula_cache_bytes(own, context, model.dtype.itemsize)
+        return CacheSize(
+            context=context, formula_bytes=formula, measured_bytes=measured, num_kv_heads=num_kv_heads(own)
+        )
+
     if not config.is_encoder_decoder:
-        measured = measured_cache_bytes(model, context)
-        return CacheSize(context=context, formula_bytes=formula, measured_bytes=measured, num_kv_heads=heads)
-    sizes = [
-        CacheSize(context=context, formula_bytes=formula, measured_bytes=measured, num_kv_heads=heads)
-        for measured in measured_pair_bytes(model, context)
-    ]
-    return replace(sizes[0], cross=sizes[1])
+        return size(context, measured_cache_bytes(model, context))
+    lengths = (context, context)
+    if hears(config):
+        lengths = min(context, config.max_target_positions), config.max_source_positions
+    target, source = map(size, lengths, measured_pair_bytes(model, *lengths))
+    return replace(target, cross=source)
 
 
 def decoder_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
@@ -83,12 +92,19 @@ def decoder_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
 
 
 def formula_cache_bytes(config: "PreTrainedConfig", context: int, itemsize: int) -> int | None:
-    """2 (keys, values) x layers x KV heads x head_dim x bytes, times the tokens that each layer keeps."""
+    """2 (keys, values) x layers x KV heads x head_dim x bytes, times the tokens that each layer keeps.
+
+    Latent attention (MLA) keeps a latent and one rotary key, whatever its heads.
+    """
     kept = [_kept_tokens(config, kind, context) for kind in _layer_kinds(config)]
     if any(tokens is None for tokens in kept):
         return None
-    per_token = 2 * num_kv_heads(config) * _head_dim(config) * itemsize
-    return per_token * sum(tokens for tokens in kept if tokens is not None)
+    return _cached_numbers(config) * itemsize * sum(tokens for tokens in kept if tokens is not None)
+
+
+def cache_argument(model: "PreTrainedModel") -> str:
+    """What the model's forward calls the cache that it is given; transformers renames it in the course of 5.x."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def measured_cache_bytes(model: "PreTrainedModel", context: int) -> int:
@@ -98,27 +114,51 @@ def measured_cache_bytes(model: "PreTrainedModel", context: int) -> int:
     ids = torch.arange(context, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
     with torch.inference_mode():
         cache = model(input_ids=ids, use_cache=True).past_key_values
-    return _cache_bytes(cache)
+    return cache_bytes(cache)
 
 
-def measured_pair_bytes(model: "PreTrainedModel", context: int) -> tuple[int, int]:
-    """The same of an encoder-decoder: bytes of a target (self-attention) and of a source (cross-attention)."""
+def measured_pair_bytes(model: "PreTrainedModel", target: int, source: int) -> tuple[int, int]:
+    """The same of an encoder-decoder: bytes of a target (self-attention) and of a source (cross-attention).
+
+    Args:
+        model: an encoder-decoder.
+        target: how many tokens its target has.
+        source: how many positions its encoder puts out.
+    """
     import torch
 
-    ids = torch.arange(context, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    heard, read = (torch.arange(length, device=model.device)[None] % vocabulary for length in (source, target))
+    given: dict[str, torch.Tensor] = {"input_ids": heard}
+    if hears(model.config):  # two frames make a position
+        silence = torch.zeros(1, model.config.num_mel_bins, 2 * source, device=model.device, dtype=model.dtype)
+        given = {"input_features": silence}
     with torch.inference_mode():
-        cache = model(input_ids=ids, decoder_input_ids=ids, use_cache=True).past_key_values
-    return _cache_bytes(cache.self_attention_cache), _cache_bytes(cache.cross_attention_cache)
+        cache = model(**given, decoder_input_ids=read, use_cache=True).past_key_values
+    return cache_bytes(cache.self_attention_cache), cache_bytes(cache.cross_attention_cache)
 
 
 def num_kv_heads(config: "PreTrainedConfig") -> int:
-    """KV heads of an attention layer, by whichever of the usual keys the config states them."""
+    """KV heads of an attention layer, by whichever of the usual keys the config states them; of a latent, one."""
+    if _latent(config):
+        return 1  # the rotary key and the latent, which all query heads read
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
         return 1  # gpt_bigcode, falcon
     for key in ("num_key_value_heads", "num_kv_heads"):
         if getattr(config, key, None):
             return getattr(config, key)
     return config.num_attention_heads
+
+
+def _latent(config: Any) -> bool:
+    return bool(getattr(config, "kv_lora_rank", None) and getattr(config, "qk_rope_head_dim", None))
+
+
+def _cached_numbers(config: Any) -> int:
+    """Of a token, in a layer."""
+    if _latent(config):
+        return config.kv_lora_rank + config.qk_rope_head_dim
+    return 2 * num_kv_heads(config) * _head_dim(config)
 
 
 def _head_dim(config: Any) -> int:
@@ -144,7 +184,8 @@ def _kept_tokens(config: "PreTrainedConfig", kind: str, context: int) -> int | N
     return None
 
 
-def _cache_bytes(cache: Any) -> int:
+def cache_bytes(cache: Any) -> int:
+    """Bytes of the keys and values in a cache."""
     return sum(_bytes(getattr(layer, name, None)) for layer in cache.layers for name in ("keys", "values"))
 
 

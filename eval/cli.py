@@ -1,18 +1,15 @@
 """The command `gqa-eval`: parses, calls `evaluate`, prints."""
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from gqa.convert.console import EXIT_CODES, command_app, friendly_errors
 from gqa.convert.errors import UserError
 from gqa.eval.options import Bos, Documents, Dtype, EvalOptions
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from gqa.eval.report import Report
+from gqa.eval.speed.options import SpeedOptions
 
 app = command_app()
 
@@ -29,7 +26,7 @@ def evaluate(
     ],
     text_column: Annotated[str, typer.Option(help="The key or column that holds the text.")] = "text",
     source_column: Annotated[
-        str, typer.Option(help="For encoder-decoders: the column that holds the source ...")
+        str, typer.Option(help="For encoder-decoders: the column that holds the source (Whisper: audio) ...")
     ] = "source",
     target_column: Annotated[
         str, typer.Option(help="... and the target; T5 also takes plain text, under span corruption.")
@@ -39,7 +36,13 @@ def evaluate(
     documents: Annotated[
         Documents, typer.Option(help="Join documents with end-of-text tokens, or keep each to itself.")
     ] = "joined",
-    window: Annotated[int, typer.Option(help="Tokens the model sees at once; of a source, and of a target.")] = 1024,
+    window: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Tokens the model sees at once; of a source, and of a target. Further ones are measured too.",
+            show_default="1024",
+        ),
+    ] = None,
     stride: Annotated[
         int | None, typer.Option(help="Tokens from one window to the next.", show_default="the window")
     ] = None,
@@ -49,13 +52,41 @@ def evaluate(
     ] = "auto",
     max_tokens: Annotated[int | None, typer.Option(help="Stop after so many tokens.", show_default="all")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Windows per forward pass.", show_default="what fits 256 MiB of logits")
+        int | None, typer.Option(help="Windows per forward pass.", show_default="4,096 tokens; 16,384 on a GPU")
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides which spans are corrupted.")] = 0,
+    divergence: Annotated[
+        bool, typer.Option("--divergence/--no-divergence", help="KL and top-1 agreement with the first checkpoint.")
+    ] = True,
+    recall: Annotated[
+        list[int] | None, typer.Option(help="Find values by their keys in so many tokens of text; may be repeated.")
+    ] = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks of lm-evaluation-harness, with commas between.")] = None,
+    task_path: Annotated[Path | None, typer.Option(help="A folder with YAML files of your own tasks.")] = None,
+    task_limit: Annotated[int | None, typer.Option(help="Examples of every task.", show_default="all")] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Option(help="A text to continue, or a file with one a line; may be repeated.")
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(help="Tokens that prompts are continued by, greedily.")] = 48,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="Every layer's attention beside the first checkpoint's.")
+    ] = False,
+    speed: Annotated[bool, typer.Option("--speed", help="Time prefill and decoding.")] = False,
+    batch: Annotated[str, typer.Option(help="Of --speed: sequences at once, with commas between.")] = "1",
+    context: Annotated[str, typer.Option(help="Of --speed: tokens in the cache, with commas between.")] = "512",
+    repeats: Annotated[int, typer.Option(help="Of --speed: how often each is timed, after a warm-up.")] = 5,
+    attention: Annotated[str, typer.Option(help="Of --speed: transformers' implementation, for all.")] = "sdpa",
+    compile_steps: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="Of --speed.", show_default="on CUDA")
+    ] = None,
+    memory_gb: Annotated[
+        float | None, typer.Option(help="Of --speed: memory for the largest batch.", show_default="the device's")
+    ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Precision to compute in; auto is the checkpoint's own.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Make this directory, with report.json and report.md.")
+        Path | None,
+        typer.Option("--output", "-o", help="Make this directory, with report.html, .md and .json."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output directory.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
@@ -63,7 +94,8 @@ def evaluate(
 ) -> None:
     """Compare checkpoints on the same data: perplexity, bits per byte, KV-cache bytes, parameters and size.
 
-    The first checkpoint is the one that the others are compared with.
+    The first checkpoint is the one that the others are compared with. `gqa-eval compare`, with reports made before,
+    puts them into one.
 
     \b
     Examples:
@@ -71,7 +103,11 @@ def evaluate(
       gqa-eval before=ckpt after=ckpt-gqa8 --data book.txt --window 2048 --stride 512 -o report
       gqa-eval ckpt --data Salesforce/wikitext --subset wikitext-2-raw-v1 --max-tokens 100000
       gqa-eval t5 t5-gqa2 --data pairs.jsonl --source-column question --target-column answer --window 512
+      gqa-eval ckpt ckpt-gqa8 --data book.txt --window 512 --window 2048 --recall 512 --recall 2048 --diagnose
+      gqa-eval ckpt ckpt-gqa8 --data book.txt --speed --batch 1,8 --context 512,4096
+      gqa-eval ckpt ckpt-gqa8 --data book.txt --tasks hellaswag,arc_easy --prompts "Once upon a time"
       torchrun --nproc_per_node 8 -m gqa.eval ckpt ckpt-gqa8 --data heldout.parquet
+      gqa-eval compare report/report.json later/report.json -o both
 
     \b
     The numbers of lm-evaluation-harness at its max_length L:
@@ -87,11 +123,30 @@ def evaluate(
             seed=seed,
             split=split,
             documents=documents,
-            window=window,
+            window=(window or [1024])[0],
+            further_windows=tuple((window or [])[1:]),
             stride=stride,
             bos=bos,
             max_tokens=max_tokens,
             batch_size=batch_size,
+            divergence=divergence,
+            recall=tuple(recall or ()),
+            tasks=tuple(_listed(tasks or "")),
+            task_path=None if task_path is None else str(task_path),
+            task_limit=task_limit,
+            prompts=tuple(prompts or ()),
+            new_tokens=new_tokens,
+            diagnose=diagnose,
+            speed=SpeedOptions(
+                batch=_numbers("--batch", batch),
+                context=_numbers("--context", context),
+                repeats=repeats,
+                attention=attention,
+                compile=compile_steps,
+                memory_gb=memory_gb,
+            )
+            if speed
+            else None,
             dtype=dtype,
             device=device,
         )
@@ -100,13 +155,24 @@ def evaluate(
         _evaluate(checkpoints, options, output, overwrite=overwrite, as_json=as_json, quiet=quiet)
 
 
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in _listed(text))
+    except ValueError:
+        raise UserError(f"{option} is {text!r}; write whole numbers with commas between, as in 1,8") from None
+
+
 def _evaluate(
     checkpoints: list[str], options: EvalOptions, output: Path | None, *, overwrite: bool, as_json: bool, quiet: bool
 ) -> None:
     from gqa.convert.pretrained import quiet_transformers
     from gqa.eval.evaluate import evaluate as run
     from gqa.eval.processes import leave_processes, speaks
-    from gqa.eval.screen import progress_bar
+    from gqa.eval.screen import print_table, progress_bar
 
     quiet_transformers()
     try:
@@ -119,43 +185,14 @@ def _evaluate(
     if as_json:
         typer.echo(report.to_json(), nl=False)
     elif not quiet:
-        _print_table(report, output)
-
-
-def _print_table(report: "Report", output: Path | None) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = 240  # a file or a pipe has no edge to break lines at
-    table = _table(report)
-    wide = console.options.update(width=1000)
-    if console.measure(table, options=wide).maximum > console.width:
-        table = _table(report, narrow=True)
-    console.print(table)
-    for note in report.notes():
-        console.print(f"Note: {note}", highlight=False, markup=False)
-    if output is not None:
-        console.print(f"Report: {output / 'report.md'}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _table(report: "Report", *, narrow: bool = False) -> "Table":
-    """The results; `narrow` gives headings and errors a second line, so that 80 columns are enough."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    from gqa.eval.render import HEADINGS, table_cells
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for index, heading in enumerate(HEADINGS):
-        text = heading.replace(" ±", "\n±").replace("/", "/\n") if narrow else heading
-        table.add_column(text, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
-    for label, *cells in table_cells(report):
-        table.add_row(Text(label), *(cell.replace(" ±", "\n±") if narrow else cell for cell in cells))
-    return table
+        print_table(report.document(), output)
 
 
 def main() -> None:
-    """Run the command."""
-    app(prog_name="gqa-eval")
+    """Run the command, or the one that its first word names."""
+    if sys.argv[1:2] == ["compare"]:
+        from gqa.eval.compare_cli import app as compare_app
+
+        compare_app(sys.argv[2:], prog_name="gqa-eval compare")
+    else:
+        app(prog_name="gqa-eval")

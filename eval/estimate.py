@@ -15,6 +15,7 @@ import numpy as np
 
 ClusterUnit = Literal["document", "window", "pair"]
 _FEWEST_DOCUMENTS = 10
+_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,37 @@ def cluster_mean(values: np.ndarray, cluster: np.ndarray) -> Mean:
         return Mean(mean, None)
     spread = ((sums - mean * counts) ** 2).sum()
     return Mean(mean, math.sqrt(len(counts) / (len(counts) - 1) * spread) / int(counts.sum()))
+
+
+def ratio_interval(above: np.ndarray, cluster: np.ndarray) -> tuple[float, float] | None:
+    """Where the ratio of two perplexities is with 95% probability, by the bootstrap over clusters (Efron 1979).
+
+    Clusters are drawn anew with replacement, as many as there are, both checkpoints' tokens together, so that it is of
+    paired samples; the ends are percentiles of the ratios that come out. Unlike a standard error it needs no symmetry.
+
+    Args:
+        above: [n] how far every token's NLL is above the first checkpoint's.
+        cluster: [n] the cluster of each.
+
+    Returns:
+        None when there is only one cluster.
+    """
+    means = bootstrap_means(above, cluster)
+    if means is None:
+        return None
+    low, high = np.percentile(means, [2.5, 97.5])
+    return perplexity_of(float(low)), perplexity_of(float(high))
+
+
+def bootstrap_means(values: np.ndarray, cluster: np.ndarray, *, seed: int = 0) -> np.ndarray | None:
+    """Means of `values` [n] over clusters drawn again and again; None when there is only one."""
+    _, index = np.unique(cluster, return_inverse=True)
+    counts, sums = np.bincount(index), np.bincount(index, weights=values)
+    if len(counts) == 1:
+        return None
+    random, number = np.random.default_rng(seed), len(counts)
+    drawn = (np.bincount(random.integers(0, number, number), minlength=number) for _ in range(_RESAMPLES))
+    return np.array([weights @ sums / (weights @ counts) for weights in drawn])
 
 
 def perplexity_of(nll: float) -> float:

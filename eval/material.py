@@ -5,16 +5,32 @@ There are two: windows over text for decoders (`gqa.eval.stream`), sources with 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from gqa.eval.estimate import Sample
 from gqa.eval.options import EvalOptions
+from gqa.eval.room import Room
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    import torch
+
+    from gqa.eval.halves import Halves
+
+
+class Predicted(NamedTuple):
+    """The tokens that one forward pass scores, and what a model's head makes their logits from."""
+
+    places: np.ndarray
+    """[scored] where they stand among all tokens of the material"""
+
+    targets: "torch.Tensor"
+    """[scored] which tokens they are"""
+
+    hidden: "torch.Tensor"
+    """[scored, hidden_size] the hidden states that predict them"""
 
 
 class Material(ABC):
@@ -33,22 +49,18 @@ class Material(ABC):
     def largest_id(self) -> int:
         """The largest token id that the model sees or predicts."""
 
+    @property
     @abstractmethod
-    def predicted_at_once(self, options: EvalOptions) -> int:
-        """At most how many tokens a row of a forward pass predicts."""
+    def position(self) -> np.ndarray:
+        """How many tokens the model sees before each in the window, or the target, that scores it: int64 [tokens]."""
 
     @abstractmethod
-    def batches(self, size: int) -> list[list[Any]]:
-        """What goes through the model in one pass each, `size` rows of it; the most expensive first."""
+    def batches(self, room: Room) -> list[list[Any]]:
+        """What goes through the model in one pass each, as much as there is room for; the most expensive first."""
 
     @abstractmethod
-    def nlls(
-        self, model: "PreTrainedModel", batches: Sequence[Sequence[Any]], progress: Callable[[int], None]
-    ) -> np.ndarray:
-        """The negative log-likelihoods in nats of the tokens that `batches` score, 0 for others: float64 [tokens].
-
-        `progress` is called with the number of rows done by each pass.
-        """
+    def predict(self, halves: "Halves", batch: Sequence[Any]) -> Predicted:
+        """Run the model's trunk over a batch."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:

@@ -1,16 +1,16 @@
 """Loading a checkpoint's model as transformers does, but never half: whatever is missing is an error."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gqa.convert.errors import UserError, first_line
-from gqa.convert.pretrained import check_complete, load_config
+from gqa.convert.pretrained import check_complete, hears, load_config
 from gqa.convert.tensors import weight_files
 from gqa.eval.teacher import decoder_inputs
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def load_model(
@@ -28,10 +28,9 @@ def load_model(
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     config = load_config(checkpoint, encoder_decoder=True)
-    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    kind = _auto_class(config)
     weight_files(checkpoint)
     if isinstance(dtype, str) and dtype != "auto":
         dtype = getattr(torch, dtype)
@@ -56,6 +55,29 @@ def load_model(
     if config.is_encoder_decoder:
         _check_start(model, checkpoint)
     return model.to(device).eval()
+
+
+def _auto_class(config: "PreTrainedConfig") -> Any:
+    """The Auto class that loads such a model."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
+
+    if hears(config):
+        return AutoModelForSpeechSeq2Seq
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def set_attention(model: "PreTrainedModel", attention: str) -> None:
+    """Choose the attention implementation; auto leaves it to transformers.
+
+    Raises:
+        UserError: it is not installed, or the model can't use it.
+    """
+    if attention == "auto":
+        return
+    try:
+        model.set_attn_implementation(attention)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"attention {attention} can't be used: {str(error).splitlines()[0]}") from error
 
 
 def _check_start(model: "PreTrainedModel", checkpoint: Path) -> None:

@@ -1,7 +1,7 @@
 """Material for encoder-decoders: sources with their targets, as the data has them or made by span corruption."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,14 +11,17 @@ import numpy as np
 from gqa.convert.data import has_columns, read_documents, read_pairs
 from gqa.convert.errors import UserError
 from gqa.eval.estimate import Sample, choose_sample
-from gqa.eval.material import Material, count
+from gqa.eval.material import Material, Predicted, count
 from gqa.eval.options import EvalOptions
+from gqa.eval.room import Room, bucketed
 from gqa.eval.spans import MEAN_SPAN, NOISE_DENSITY, NOWHERE, span_corruption
-from gqa.eval.teacher import Pair, pair_batches, target_nlls
+from gqa.eval.teacher import Pair, pair_length, predict_targets
 from gqa.eval.text import bytes_of_tokens, tokenise
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
+
+    from gqa.eval.halves import Halves
 
 _PAIRS_PER_CALL = 64
 
@@ -50,20 +53,18 @@ class PairMaterial(Material):
         """The largest id of sources and targets."""
         return max(int(self.targets.max()), *(int(pair.source.max()) for pair in self.pairs))
 
-    def predicted_at_once(self, options: EvalOptions) -> int:
-        """The longest target."""
-        del options
-        return max(pair.end - pair.start for pair in self.pairs)
+    @property
+    def position(self) -> np.ndarray:
+        """In the target, behind what the decoder starts with."""
+        return np.concatenate([np.arange(1, pair.end - pair.start + 1) for pair in self.pairs])
 
-    def batches(self, size: int) -> list[list[Pair]]:
-        """Pairs, the longest targets first."""
-        return pair_batches(self.pairs, size)
+    def batches(self, room: Room) -> list[list[Pair]]:
+        """Pairs, the longest first."""
+        return bucketed(self.pairs, pair_length, room)
 
-    def nlls(
-        self, model: "PreTrainedModel", batches: Sequence[Sequence[Any]], progress: Callable[[int], None]
-    ) -> np.ndarray:
-        """Of every token of the batches' targets."""
-        return target_nlls(model, self.targets, batches, progress=progress)
+    def predict(self, halves: "Halves", batch: Sequence[Any]) -> Predicted:
+        """Every token of the batch's targets."""
+        return predict_targets(halves, self.targets, batch)
 
     def facts(self) -> dict[str, Any]:
         """Pairs, what they were made from, and what was cut."""
@@ -103,15 +104,27 @@ def pair_material(tokenizer: "PreTrainedTokenizerBase", options: EvalOptions, ch
         UserError: the data can't be read, or is text and the checkpoint's tokenizer has no sentinels; options that
             mean nothing here.
     """
-    _check_options(options, checkpoint)
+    check_options(options, checkpoint)
     columns = {options.source_column, options.target_column}
     if has_columns(options.data, columns, subset=options.subset, split=options.split):
         return _given(tokenizer, options)
     return _corrupted(tokenizer, options, checkpoint)
 
 
-def _check_options(options: EvalOptions, checkpoint: object) -> None:
-    for name, asked in (("stride", options.stride is not None), ("bos", options.bos != "auto")):
+def check_options(options: EvalOptions, checkpoint: object) -> None:
+    """Refuse what means nothing to an encoder-decoder.
+
+    Raises:
+        UserError: it was asked for.
+    """
+    for name, asked in {
+        "stride": options.stride is not None,
+        "bos": options.bos != "auto",
+        "a second window": bool(options.further_windows),
+        "recall": bool(options.recall),
+        "diagnose": options.diagnose,
+        "speed": options.speed is not None,
+    }.items():
         if asked:
             raise UserError(f"{name} is for decoders, and {checkpoint} is an encoder-decoder; leave it out")
 
@@ -148,7 +161,7 @@ def _given(tokenizer: "PreTrainedTokenizerBase", options: EvalOptions) -> PairMa
         num_bytes=int(sum(pair.num_bytes.sum() for pair in encoded)),
     )
     return PairMaterial(
-        pairs=_laid_out([pair.source for pair in encoded], sizes),
+        pairs=laid_out([pair.source for pair in encoded], sizes),
         targets=np.concatenate([pair.target for pair in encoded]),
         sample=sample,
         digest=digest.hexdigest(),
@@ -225,7 +238,7 @@ def _corrupted(tokenizer: "PreTrainedTokenizerBase", options: EvalOptions, check
         np.where(own, text.num_bytes[where], 0),
     )
     return PairMaterial(
-        pairs=_laid_out(sources, sizes),
+        pairs=laid_out(sources, sizes),
         targets=np.concatenate(targets),
         sample=sample,
         digest=text.sha256,
@@ -237,6 +250,7 @@ def _corrupted(tokenizer: "PreTrainedTokenizerBase", options: EvalOptions, check
     )
 
 
-def _laid_out(sources: list[np.ndarray], sizes: list[int]) -> list[Pair]:
+def laid_out(sources: list[np.ndarray], sizes: list[int]) -> list[Pair]:
+    """Sources with the places of their targets, which are of these sizes, one after another."""
     edges = np.concatenate([[0], np.cumsum(sizes)]).tolist()
     return [Pair(source, start, end) for source, start, end in zip(sources, edges[:-1], edges[1:], strict=True)]

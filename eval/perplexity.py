@@ -1,4 +1,4 @@
-"""Windows over a sequence of tokens, and what a model makes of them: the negative log-likelihood of every token.
+"""Windows over a sequence of tokens, and their way through a model.
 
 One rule covers the usual protocols. Windows of `window` tokens begin every `stride` tokens, and each scores the tokens
 that no earlier window held; the first token of a window has nothing before it and is not scored, unless a prefix (BOS)
@@ -7,18 +7,15 @@ predicts window - 1 tokens (the last one what is left); with stride = window - 1
 predicted exactly once; smaller strides give the predicted tokens more context.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
+from gqa.eval.material import Predicted
 
-_CHUNK_ELEMENTS = 1 << 25  # of logits held in fp32 at a time: 128 MiB
-_PASS_BYTES = 1 << 28  # of logits that one forward pass may make, in the model's own precision
-_MAX_BATCH = 32
+if TYPE_CHECKING:
+    from gqa.eval.halves import Halves
 
 
 class Window(NamedTuple):
@@ -56,49 +53,15 @@ def token_windows(
             return
 
 
-def batches(windows: Sequence[Window], batch_size: int) -> list[list[Window]]:
-    """Windows in batches, the longest first: like lengths share a batch, and what won't fit in memory fails at once."""
-    ordered = sorted(windows, key=lambda window: window.start - window.end)
-    return [list(ordered[index : index + batch_size]) for index in range(0, len(ordered), batch_size)]
-
-
-def default_batch_size(window: int, vocab_size: int, itemsize: int) -> int:
-    """As many windows as keep the logits of a forward pass within 256 MiB; at least 1, at most 32."""
-    return max(1, min(_MAX_BATCH, _PASS_BYTES // (window * vocab_size * itemsize)))
-
-
-def token_nlls(
-    model: "PreTrainedModel",
-    ids: np.ndarray,
-    window_batches: Sequence[Sequence[Window]],
-    *,
-    prefix: int | None = None,
-    progress: Callable[[int], None] = lambda _: None,
-) -> np.ndarray:
-    """The negative log-likelihood of every scored token, in nats; 0 for the others.
+def predict_windows(halves: "Halves", ids: np.ndarray, batch: Sequence[Window], prefix: int | None = None) -> Predicted:
+    """What a causal language model's trunk makes of the tokens that a batch of windows scores.
 
     Args:
-        model: a causal language model.
+        halves: the model.
         ids: [tokens] the whole text.
-        window_batches: windows into it; each batch is one forward pass.
+        batch: windows into it.
         prefix: the token put before every window, if any (then the windows were made with `prefix=True`).
-        progress: called with the number of windows done by each pass.
-
-    Returns:
-        [tokens] float64.
     """
-    nlls = np.zeros(len(ids), dtype=np.float64)
-    for batch in window_batches:
-        tokens, values = _score(model, ids, batch, prefix)
-        nlls[tokens] = values
-        progress(len(batch))
-    return nlls
-
-
-def _score(
-    model: "PreTrainedModel", ids: np.ndarray, batch: Sequence[Window], prefix: int | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the tokens that the batch scores, and their NLLs."""
     import torch
 
     lead = 0 if prefix is None else 1
@@ -113,23 +76,8 @@ def _score(
         rows.append(np.full(len(scored), row))
         columns.append(scored - start - 1 + lead)  # the position whose output predicts the token
         tokens.append(scored)
-    scored_tokens = np.concatenate(tokens)
-    where = torch.from_numpy(np.stack([np.concatenate(rows), np.concatenate(columns)])).to(model.device)
-    targets = torch.from_numpy(ids[scored_tokens]).to(model.device)
-    with torch.inference_mode():
-        logits = model(input_ids=torch.from_numpy(inputs).to(model.device), use_cache=False).logits
-        return scored_tokens, nll_in_chunks(logits, where, targets).cpu().double().numpy()
-
-
-def nll_in_chunks(logits: "torch.Tensor", where: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
-    """[scored] NLLs, from `logits` [batch, seen, vocab] at `where` [2, scored], never holding all of them in fp32."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    chunk = max(1, _CHUNK_ELEMENTS // logits.shape[-1])
-    parts = [
-        cross_entropy(logits[rows, columns].to(wide), target, reduction="none")
-        for (rows, columns), target in zip(where.split(chunk, dim=1), targets.split(chunk), strict=True)
-    ]
-    return torch.cat(parts)
+    places = np.concatenate(tokens)
+    device = halves.model.device
+    hidden = halves.hidden(input_ids=torch.from_numpy(inputs).to(device))  # [batch, seen, hidden_size]
+    row, column = (torch.from_numpy(np.concatenate(index)).to(device) for index in (rows, columns))
+    return Predicted(places, torch.from_numpy(ids[places]).to(device), hidden[row, column])

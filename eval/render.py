@@ -1,14 +1,10 @@
-"""A report in words: the table of results, as a terminal and report.md show it, and how it was measured."""
+"""A report in words: the table of results and how it was measured, for the terminal, report.md and report.html."""
 
 import shlex
-from typing import TYPE_CHECKING
 
-from gqa.eval.cache import CacheSize
-from gqa.eval.estimate import Mean
+from gqa.eval.document import Checkpoint, Document, Machine
 from gqa.eval.material import count
-
-if TYPE_CHECKING:
-    from gqa.eval.report import Report
+from gqa.eval.words import nbytes, perplexity, scaled, with_error
 
 HEADINGS = (
     "checkpoint",
@@ -22,80 +18,93 @@ HEADINGS = (
 )
 
 
-def table_cells(report: "Report") -> list[tuple[str, ...]]:
+def table_cells(document: Document) -> list[tuple[str, ...]]:
     """The table of results under `HEADINGS`, a tuple for each checkpoint."""
     return [
         (
             row.label,
-            _perplexity(row.perplexity),
-            _with_error(row.nll, 4),
-            "1" if row is report.rows[0] else _with_error(row.ratio, 3),
+            perplexity(row.perplexity),
+            with_error(row.nll, row.nll_standard_error, 4),
+            "1" if row is document.first else with_error(row.perplexity_ratio, ratio_error(row), 3),
             "-" if row.bits_per_byte is None else f"{row.bits_per_byte:.4f}",
-            " + ".join(f"{part.bytes_per_token:,.0f}" for part in row.result.kv_cache.parts),
-            _scaled(row.result.parameters),
-            f"{_scaled(row.result.weight_bytes)}B",
+            " + ".join(f"{part.bytes_per_token:,.0f}" for part in row.kv_cache.parts),
+            scaled(row.parameters),
+            f"{scaled(row.weight_bytes)}B",
         )
-        for row in report.rows
+        for row in document.checkpoints
     ]
 
 
-def measured_how(report: "Report") -> list[str]:
-    """Sentences that say what the numbers mean and how to make them again."""
-    options, row, machine = report.options, report.rows[0], report.machine
-    sample, cache = row.sample, row.result.kv_cache
-    error = f"over {sample.num_clusters} {sample.unit}s" if sample.num_clusters > 1 else "not to be had from one window"
-    agree = all(part.agree for row in report.rows for part in row.result.kv_cache.parts)
-    formula = (
-        "the formula from the config gives the same" if agree else "the formula from the config differs, see Notes"
+def ratio_error(row: Checkpoint) -> float | None:
+    """The standard error of the ratio of perplexities, which that of the paired difference implies."""
+    if row.perplexity_ratio is None or row.nll_above_first_standard_error is None:
+        return None
+    return row.perplexity_ratio * row.nll_above_first_standard_error
+
+
+def measured_how(document: Document) -> list[str]:
+    """Sentences that say what the numbers mean and how to make them again, in Markdown."""
+    return [*document.method, *_what_they_mean(document), *_where_from(document)]
+
+
+def machine_words(machine: Machine) -> str:
+    """`AMD EPYC (Linux x86_64), 1 process, 2 threads`."""
+    each = "" if machine.processes == 1 else " each"
+    threads = "" if machine.threads is None else f", {count(machine.threads, 'thread')}{each}"
+    name = machine.accelerator or machine.cpu or "an unknown processor"
+    return f"{name} ({machine.system or 'unknown system'}), {count(machine.processes, 'process')}{threads}"
+
+
+def _what_they_mean(document: Document) -> list[str]:
+    row = document.first
+    sample = row.sample
+    error = f"over {sample.clusters} {sample.cluster}s" if sample.clusters > 1 else "not to be had from one window"
+    agree = all(
+        part.formula_bytes == part.measured_bytes for each in document.checkpoints for part in each.kv_cache.parts
     )
-    each = "" if machine["processes"] == 1 else " each"
+    formula = "gives the same" if agree else "differs, see Notes"
     return [
-        *row.subject.material.sentences(options),
-        f"Bits per byte are over the {sample.num_bytes:,} bytes of text that these tokens stand for. NLL is in nats.",
+        f"Bits per byte are over the {sample.bytes:,} bytes of text that these tokens stand for. NLL is in nats.",
         f"Standard errors are {error}; that of the ratio is of the paired difference on the same tokens.",
-        f"KV bytes per token are read out of a real cache of {_tokens(cache)}, one sequence, all layers; {formula}.",
-        f"Computed in {row.result.dtype} on {machine['accelerator'] or machine['cpu']} ({machine['system']}), "
-        f"{count(machine['processes'], 'process')}, {count(machine['threads'], 'thread')}{each}.",
-        "Versions: " + ", ".join(f"{name} {version}" for name, version in report.versions.items()) + ".",
-        f"Command: `{shlex.join(report.command)}`, {report.created}.",
+        f"KV bytes per token are read out of a real cache of {_cached(row)}, one sequence, all layers; "
+        f"the formula from the config {formula}.",
     ]
 
 
-def to_markdown(report: "Report") -> str:
-    """The text of report.md."""
-    aligned = ["---", *("---:" for _ in HEADINGS[1:])]
-    table = [HEADINGS, aligned, *table_cells(report)]
-    lines = [f"# Evaluation on {report.options.data}", ""]
-    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |" for cells in table]
-    if notes := report.notes():
-        lines += ["", "## Notes", "", *(f"- {note}" for note in notes)]
-    lines += ["", "## How it was measured", "", *(f"- {sentence}" for sentence in measured_how(report))]
-    return "\n".join(lines) + "\n"
+def _where_from(document: Document) -> list[str]:
+    if document.merged_from is None:
+        versions = ", ".join(f"{name} {version}" for name, version in document.versions.items())
+        return [
+            f"Computed in {document.first.dtype} on {machine_words(document.machine)}.",
+            f"Versions: {versions}.",
+            f"Command: `{shlex.join(document.command)}`, {document.created}.",
+        ]
+    return [
+        f"{', '.join(source.labels)}: `{shlex.join(source.command)}`, {source.created}, on "
+        f"{machine_words(source.machine)}; {', '.join(f'{name} {v}' for name, v in source.versions.items())}."
+        for source in document.merged_from
+    ] + [f"Merged by `{shlex.join(document.command)}`, {document.created}."]
 
 
-def _tokens(cache: CacheSize) -> str:
+def _cached(row: Checkpoint) -> str:
+    cache = row.kv_cache
     if cache.cross is None:
         return f"{cache.context} tokens"
     return f"{cache.context} tokens of the target, then of {cache.cross.context} of the source (cross-attention)"
 
 
-def _perplexity(value: float) -> str:
-    if value >= 10_000:
-        return f"{value:,.0f}"
-    return f"{value:.3f}" if value < 100 else f"{value:.1f}"
-
-
-def _with_error(mean: Mean | None, digits: int) -> str:
-    if mean is None:
-        return "-"
-    error = "" if mean.standard_error is None else f" ± {mean.standard_error:.{digits}f}"
-    return f"{mean.value:.{digits}f}{error}"
-
-
-def _scaled(number: float) -> str:
-    """Three digits and the prefix of a thousand: 7.87M."""
-    for prefix in ("", "k", "M", "G"):
-        if number < 999.5:
-            return f"{number:.{0 if prefix == '' else max(0, 3 - len(str(int(number))))}f}{prefix}"
-        number /= 1000
-    return f"{number:.2f}T"
+def speed_setup(document: Document) -> str | None:
+    """How speed was measured, in a sentence; None where it was not."""
+    setup = document.speed
+    if setup is None:
+        return None
+    bandwidth = setup.bandwidth_bytes_per_second
+    said = [
+        f"{setup.cache} cache" if setup.cache else None,
+        {True: "compiled", False: "not compiled", None: None}[setup.compiled],
+        setup.dtype,
+        f"attention {setup.attention}" if setup.attention else None,
+        f"median of {setup.repeats} repeats" if setup.repeats else None,
+        f"memory read at {nbytes(bandwidth)}/s" if bandwidth else None,
+    ]
+    return f"Speed: {', '.join(part for part in said if part)}." if any(said) else None

@@ -1,16 +1,27 @@
-"""The report of an evaluation, for programs (report.json) and for people (report.md).
+"""The report of an evaluation, for programs (report.json) and for people (report.html, report.md).
 
-report.json is one object:
+report.json is one object, `gqa.eval.document.Document`; `report.schema.json` beside this file is its JSON Schema.
 
-- `format`: 1; `created`: UTC, ISO 8601; `command`: the arguments as typed; `versions`; `machine`;
-- `options`: every field of `EvalOptions`, as given; `notes`: what a reader must know to compare the rows;
+- `format`: 2; `created`: UTC, ISO 8601; `command`: the arguments as typed; `versions`; `machine`;
+- `speed`: how speed was measured, and what it says in words; null where it was not;
+- `options`: every field of `EvalOptions`, as given; `method`: what was read and how it was scored, in sentences;
+  `notes`: what a reader must know to compare the rows;
 - `checkpoints`: an object each, in the order given. `perplexity`, `nll` (nats a token) with `nll_standard_error`;
   against the first checkpoint, null for other tokenizers, `perplexity_ratio` and `nll_above_first`, with the paired
   `nll_above_first_standard_error`; `bits_per_byte`; `sample`: what was scored (tokens, bytes of text they stand for,
   windows, documents, the clusters of the standard error, the BOS policy with `auto` resolved, the SHA-256 of the text;
-  for encoder-decoders the objective, pairs, tokens of their sources, sources and targets that were cut);
+  for encoder-decoders the objective, pairs, tokens (or seconds) of their sources, sources and targets cut);
   `kv_cache`: bytes of one sequence of `context` tokens by `formula_bytes` and `measured_bytes`, and `bytes_per_token`;
-  for encoder-decoders these are of the target, and the same of the source are in `cross`;
+  for encoder-decoders these are of the target, and the same of the source are in `cross`; `history`: what gqa.json
+  says of its making, with the curves of its training, null where there is none;
+  `perplexity_ratio_interval`: the 95% interval of the ratio, by bootstrap over the clusters;
+  `contexts`: for every window length `perplexity`, `nll`, `tokens` and the paired `nll_above_first`;
+  `positions`: NLL of tokens with `first` to `last` tokens before them in the longest window;
+  `divergence` of the first checkpoint (`gqa.eval.divergence`): `kl_mean`, `kl_percentiles`, `top1_agreement`;
+  `recall` at each length (`gqa.eval.recall`); `tasks`: by task and metric `value` and `standard_error`;
+  `continuations` of prompts; `layers`: attention beside the first checkpoint's (`gqa.eval.diagnose`);
+  `speed`: for every batch and context seconds of `prefill` and of a `decode` step, and what bounds them
+  (`gqa.eval.speed.measure`); what was not asked for is empty or null;
   `label`, `path`, `fingerprint`, `model_type`, `num_heads`, `num_kv_heads`, `parameters`, `weight_bytes`, `dtype`,
   `scoring_seconds`.
   A number that is infinite or unknown is null.
@@ -23,16 +34,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gqa.convert.directory import atomic_directory
 from gqa.convert.provenance import command_line, versions
+from gqa.eval.document import FORMAT, Document
 from gqa.eval.machine import machine
 from gqa.eval.options import EvalOptions
 from gqa.eval.processes import Processes
-from gqa.eval.render import to_markdown
 from gqa.eval.row import Result, Row, build_rows
+from gqa.eval.speed.words import speed_words
 from gqa.eval.subject import Subject
-
-FORMAT = 1
+from gqa.eval.written import write_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +64,38 @@ class Report:
             "command": self.command,
             "versions": self.versions,
             "machine": self.machine,
-            "options": asdict(self.options),
+            "options": _as_json(asdict(self.options)),
+            "method": self.rows[0].subject.material.sentences(self.options),
             "notes": self.notes(),
-            "checkpoints": [_without_infinity(row.to_dict()) for row in self.rows],
+            "speed": self.speed(),
+            "checkpoints": [_without_infinity(_as_json(row.to_dict())) for row in self.rows],
+        }
+
+    def speed(self) -> dict[str, Any] | None:
+        """How speed was measured, and what the times say."""
+        measured = [(row.label, row.result.speed) for row in self.rows if row.result.speed is not None]
+        options = self.options.speed
+        if not measured or options is None:
+            return None
+        _, first = measured[0]
+        return {
+            "bandwidth_bytes_per_second": first.bandwidth,
+            "attention": first.attention,
+            "dtype": first.dtype,
+            "compiled": first.compiled,
+            "cache": "static",
+            "repeats": options.repeats,
+            "steps": options.steps,
+            "words": speed_words(measured),
         }
 
     def to_json(self) -> str:
         """The text of report.json."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    def document(self) -> Document:
+        """The same, typed: what it is shown from."""
+        return Document.model_validate(self.to_dict())
 
     def notes(self) -> list[str]:
         """What keeps the rows from being compared at a glance; empty when nothing does."""
@@ -102,11 +136,20 @@ def build_report(subjects: list[Subject], results: list[Result], options: EvalOp
 
 
 def write_report(report: Report, output: Path, *, overwrite: bool = False) -> None:
-    """Make the directory `output` with report.json and report.md in it; it appears whole or not at all."""
-    with atomic_directory(output, overwrite=overwrite) as work:
-        (work / "report.json").write_text(report.to_json(), encoding="utf-8")
-        (work / "report.md").write_text(to_markdown(report), encoding="utf-8")
+    """Make the directory `output` with all that shows the report; it appears whole or not at all."""
+    write_files(report.document(), report.to_json(), output, overwrite=overwrite)
 
 
-def _without_infinity(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if value in (math.inf, -math.inf) else value for key, value in row.items()}
+def _as_json(value: Any) -> Any:
+    """The same as JSON reads it back: lists for tuples."""
+    if isinstance(value, dict):
+        return {key: _as_json(inner) for key, inner in value.items()}
+    return [_as_json(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _without_infinity(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_infinity(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_infinity(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,7 +1,7 @@
 """Material for decoders: windows over documents as a stream of tokens."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,13 +9,16 @@ import numpy as np
 from gqa.convert.data import read_documents
 from gqa.convert.errors import UserError
 from gqa.eval.estimate import Sample, choose_sample
-from gqa.eval.material import Material, count
+from gqa.eval.material import Material, Predicted, count
 from gqa.eval.options import EvalOptions
-from gqa.eval.perplexity import Window, batches, token_nlls, token_windows
+from gqa.eval.perplexity import Window, predict_windows, token_windows
+from gqa.eval.room import Room, bucketed
 from gqa.eval.text import TokenText, tokenise
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
+
+    from gqa.eval.halves import Halves
 
 _BOS = {
     "always": "before every window",
@@ -51,19 +54,26 @@ class StreamMaterial(Material):
         """Documents that the windows reach."""
         return len(np.unique(self.text.document))
 
-    def predicted_at_once(self, options: EvalOptions) -> int:
-        """The window."""
-        return options.window
+    @property
+    def position(self) -> np.ndarray:
+        """Of a token that windows score; the prefix counts."""
+        position = np.zeros(len(self.text.ids), np.int64)
+        for start, end, first in self.windows:
+            position[first:end] = np.arange(first, end) - start + (self.text.bos is not None)
+        return position
 
-    def batches(self, size: int) -> list[list[Window]]:
+    def batches(self, room: Room) -> list[list[Window]]:
         """Windows, the longest first."""
-        return batches(self.windows, size)
+        return bucketed(self.windows, lambda window: window.end - window.start, room)
 
-    def nlls(
-        self, model: "PreTrainedModel", batches: Sequence[Sequence[Any]], progress: Callable[[int], None]
-    ) -> np.ndarray:
-        """Of every token that a window scores."""
-        return token_nlls(model, self.text.ids, batches, prefix=self.text.bos, progress=progress)
+    def predict(self, halves: "Halves", batch: Sequence[Any]) -> Predicted:
+        """Every token that a window scores."""
+        return predict_windows(halves, self.text.ids, batch, self.text.bos)
+
+    def at_window(self, window: int, stride: int | None) -> "StreamMaterial":
+        """The same text in other windows."""
+        windows = _windows(self.text, window, stride)
+        return replace(self, windows=windows, sample=_sample(self.text, windows))
 
     def facts(self) -> dict[str, Any]:
         """Windows, documents, BOS."""
@@ -90,22 +100,24 @@ def stream_material(tokenizer: "PreTrainedTokenizerBase", options: EvalOptions) 
         options.data, text_column=options.text_column, subset=options.subset, split=options.split
     )
     text = tokenise(documents, tokenizer, options)
-    windows = [
-        window
-        for start, end in text.sequences
-        for window in token_windows(
-            end - start,
-            window=options.window,
-            stride=options.stride,
-            prefix=text.bos is not None,
-            offset=start,
-        )
-    ]
+    windows = _windows(text, options.window, options.stride)
     if text.longest < 2:
         raise UserError(f"every document in {options.data} is shorter than two tokens; use longer texts")
     if not windows:
         raise UserError(f"max_tokens {options.max_tokens} leaves nothing to predict; take more")
+    return StreamMaterial(text=text, windows=windows, sample=_sample(text, windows))
+
+
+def _windows(text: TokenText, window: int, stride: int | None) -> list[Window]:
+    return [
+        found
+        for start, end in text.sequences
+        for found in token_windows(end - start, window=window, stride=stride, prefix=text.bos is not None, offset=start)
+    ]
+
+
+def _sample(text: TokenText, windows: Sequence[Window]) -> Sample:
     window_of = np.full(len(text.ids), -1)
     for index, window in enumerate(windows):
         window_of[window.first : window.end] = index
-    return StreamMaterial(text=text, windows=windows, sample=choose_sample(window_of, text.document, text.num_bytes))
+    return choose_sample(window_of, text.document, text.num_bytes)

@@ -4,15 +4,18 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gqa.convert.errors import UserError
-from gqa.convert.pretrained import load_config, load_tokenizer
+from gqa.convert.pretrained import hears, load_config, load_tokenizer
+from gqa.convert.sound import load_extractor
 from gqa.convert.source import resolve_checkpoint
 from gqa.convert.tensors import weight_files
+from gqa.eval.history import read_history
 from gqa.eval.material import Material
 from gqa.eval.options import EvalOptions
 from gqa.eval.pairs import pair_material
+from gqa.eval.speech import speech_material
 from gqa.eval.stream import stream_material
 
 if TYPE_CHECKING:
@@ -29,6 +32,9 @@ class Subject:
     material: Material
     """What its tokenizer makes of the data; checkpoints with the same tokenizer share one."""
 
+    history: dict[str, Any] | None = None
+    """How it was made (`gqa.eval.history`), where gqa.json tells."""
+
 
 def prepare(named: Sequence[tuple[str, Path]], options: EvalOptions) -> list[Subject]:
     """Check every checkpoint, given with its label, and tokenise the data for each.
@@ -42,17 +48,32 @@ def prepare(named: Sequence[tuple[str, Path]], options: EvalOptions) -> list[Sub
         weight_files(path)
         config, tokenizer = load_config(path, encoder_decoder=True), load_tokenizer(path)
         _check_window(config, options, path)
-        if subjects and config.is_encoder_decoder != subjects[0].config.is_encoder_decoder:
-            raise UserError(
-                f"one of {subjects[0].path} and {path} is an encoder-decoder, which is scored on other tokens of the "
-                "data than a decoder; evaluate them apart"
-            )
-        key = _identity(tokenizer, path)
+        _check_kind(config, path, subjects)
+        key = _identity(tokenizer, path) + (_hearing(path) if hears(config) else "")
         if key not in materials:
             materials[key] = _material(tokenizer, config, options, path)
         _check_vocabulary(materials[key], tokenizer, config, path)
-        subjects.append(Subject(label=label, path=path, config=config, material=materials[key]))
+        subjects.append(
+            Subject(label=label, path=path, config=config, material=materials[key], history=read_history(path))
+        )
     return subjects
+
+
+def _check_kind(config: "PreTrainedConfig", path: Path, subjects: Sequence[Subject]) -> None:
+    """Only models of one kind can be compared."""
+    for first in subjects[:1]:
+        if config.is_encoder_decoder != first.config.is_encoder_decoder:
+            raise UserError(
+                f"one of {first.path} and {path} is an encoder-decoder, which is scored on other tokens of the "
+                "data than a decoder; evaluate them apart"
+            )
+        if hears(config) != hears(first.config):
+            raise UserError(f"one of {first.path} and {path} hears and the other one reads; evaluate them apart")
+
+
+def _hearing(path: Path) -> str:
+    """Equal for checkpoints that make the same input of every sound."""
+    return load_extractor(path).to_json_string()
 
 
 def name_checkpoints(checkpoints: Sequence[str | Path]) -> list[tuple[str, Path]]:
@@ -103,6 +124,8 @@ def _telling_depth(paths: list[Path]) -> int:
 def _material(
     tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig", options: EvalOptions, path: Path
 ) -> Material:
+    if hears(config):
+        return speech_material(tokenizer, config, options, path)
     if config.is_encoder_decoder:
         return pair_material(tokenizer, options, path)
     return stream_material(tokenizer, options)
@@ -123,9 +146,17 @@ def _identity(tokenizer: "PreTrainedTokenizerBase", path: Path) -> str:
 
 def _check_window(config: "PreTrainedConfig", options: EvalOptions, path: Path) -> None:
     positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return
     unseen = 0 if config.is_encoder_decoder else 1  # a window's last token is predicted, never seen
-    if positions is not None and options.window - unseen > positions:
-        raise UserError(f"window {options.window} is longer than the {positions} positions of {path}; use {positions}")
+    contexts = () if options.speed is None else (each + options.speed.steps for each in options.speed.context)
+    asked = {"window": [window - unseen for window in options.windows], "recall": options.recall, "context": contexts}
+    for name, lengths in asked.items():
+        longest = max(lengths, default=0)
+        if longest > positions:
+            given = longest + unseen if name == "window" else longest
+            what = f"{name} {given}" if name != "context" else f"context (with the steps decoded) of {given} tokens"
+            raise UserError(f"{what} is longer than the {positions} positions of {path}; use {positions}")
 
 
 def _check_vocabulary(

@@ -1,15 +1,19 @@
-"""Teacher forcing: the negative log-likelihood of a target's tokens, each given the source and what precedes it."""
+"""Teacher forcing: a target's tokens, each predicted from the source and what precedes it."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gqa.eval.perplexity import nll_in_chunks
+from gqa.eval.material import Predicted
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from gqa.eval.halves import Halves
+
+Sources = Callable[["PreTrainedModel", Sequence[np.ndarray]], "dict[str, torch.Tensor]"]
 
 IGNORED = -100
 """The label of padding, as transformers' classes know it."""
@@ -19,41 +23,15 @@ class Pair(NamedTuple):
     """A source, and where its target stands among the tokens of all targets."""
 
     source: np.ndarray
-    """int64 [tokens]"""
+    """int64 [tokens]; of sound int16 [samples]"""
 
     start: int
     end: int
 
 
-def pair_batches(pairs: Sequence[Pair], size: int) -> list[list[Pair]]:
-    """Pairs in batches, the longest first: like lengths share a batch, and what won't fit in memory fails at once."""
-    ordered = sorted(pairs, key=lambda pair: (pair.start - pair.end, -len(pair.source)))
-    return [ordered[index : index + size] for index in range(0, len(ordered), size)]
-
-
-def target_nlls(
-    model: "PreTrainedModel",
-    targets: np.ndarray,
-    batches: Sequence[Sequence[Pair]],
-    *,
-    progress: Callable[[int], None] = lambda _: None,
-) -> np.ndarray:
-    """The negative log-likelihood of the tokens of the batches' targets, in nats; 0 for the others.
-
-    Args:
-        model: an encoder-decoder.
-        targets: [tokens] int64, all targets one after another.
-        batches: pairs; each batch is one forward pass.
-        progress: called with the number of pairs done by each pass.
-
-    Returns:
-        [tokens] float64.
-    """
-    nlls = np.zeros(len(targets), dtype=np.float64)
-    for batch in batches:
-        nlls[np.concatenate([np.arange(pair.start, pair.end) for pair in batch])] = _score(model, targets, batch)
-        progress(len(batch))
-    return nlls
+def pair_length(pair: Pair) -> int:
+    """What a row of it takes in a batch: the longer of source and target."""
+    return max(len(pair.source), pair.end - pair.start)
 
 
 def padded(rows: Sequence[np.ndarray], value: int) -> np.ndarray:
@@ -79,21 +57,34 @@ def decoder_inputs(model: Any, labels: "torch.Tensor") -> "torch.Tensor":
     return shifted.masked_fill(shifted == IGNORED, config.pad_token_id)
 
 
-def _score(model: "PreTrainedModel", targets: np.ndarray, batch: Sequence[Pair]) -> np.ndarray:
-    """The NLLs of the batch's targets, one after another."""
+def read_sources(model: "PreTrainedModel", sources: Sequence[np.ndarray]) -> "dict[str, torch.Tensor]":
+    """What a model is called with for sources that are tokens."""
     import torch
 
-    pad = model.config.pad_token_id or 0
-    sources = padded([pair.source for pair in batch], pad)
-    mask = np.arange(sources.shape[1]) < np.array([[len(pair.source)] for pair in batch])
+    ids = padded(sources, model.config.pad_token_id or 0)
+    mask = np.arange(ids.shape[1]) < np.array([[len(source)] for source in sources])
+    given = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
+    return {name: torch.from_numpy(rows).to(model.device) for name, rows in given.items()}
+
+
+def predict_targets(
+    halves: "Halves", targets: np.ndarray, batch: Sequence[Pair], sources: "Sources" = read_sources
+) -> Predicted:
+    """What an encoder-decoder's trunk makes of the tokens of the batch's targets.
+
+    Args:
+        halves: the model.
+        targets: [tokens] int64, all targets one after another.
+        batch: pairs.
+        sources: what the model is called with for the batch's sources.
+    """
+    import torch
+
+    model = halves.model
     rows = padded([targets[pair.start : pair.end] for pair in batch], IGNORED)
     labels = torch.from_numpy(rows).to(model.device)
-    where = (labels != IGNORED).nonzero().T  # [2, scored], row by row
-    with torch.inference_mode():
-        logits = model(
-            input_ids=torch.from_numpy(sources).to(model.device),
-            attention_mask=torch.from_numpy(mask.astype(np.int64)).to(model.device),
-            decoder_input_ids=decoder_inputs(model, labels),
-            use_cache=False,
-        ).logits
-        return nll_in_chunks(logits, where, labels[where[0], where[1]]).cpu().double().numpy()
+    scored = labels != IGNORED
+    given = sources(model, [pair.source for pair in batch])
+    hidden = halves.hidden(**given, decoder_input_ids=decoder_inputs(model, labels))
+    places = np.concatenate([np.arange(pair.start, pair.end) for pair in batch])
+    return Predicted(places, labels[scored], hidden[scored])

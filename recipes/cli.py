@@ -118,7 +118,7 @@ def _run(recipe: "Recipe", *, until: StageName, force: bool, as_json: bool, quie
         if not console.is_terminal:
             console.width = 240  # a file or a pipe has no edge to break lines at
         console.print(results_table(report))
-        typer.echo(f"Report: {recipe.report / 'report.md'}, {recipe.report / 'report.json'}")
+        typer.echo(f"Report: {recipe.report / 'report.html'}, and report.md and report.json beside it")
     elif until == "convert":
         launch = f"gqa-uptrain --recipe {recipe.output / 'recipe.toml'} --accelerate-config fsdp2"
         typer.echo(f"The next stage can run on several GPUs: {launch}", err=True)

@@ -7,7 +7,7 @@ A run has one directory; the stages find each other's outputs in it by name:
       corpus/           train.jsonl, heldout.jsonl, if the recipe has a [corpus]
       converted/        the checkpoint after [convert]
       uptrained/        the checkpoint after [uptrain]; its training state is in uptrained.run/
-      report/           report.md, report.json: before, converted and uptrained, measured
+      report/           report.html, .md, .json: before, converted and uptrained, measured
       stages.json       which stages are done, and from what
 """
 
@@ -73,7 +73,7 @@ class Recipe:
 
     @property
     def report(self) -> Path:
-        """The directory of report.md and report.json."""
+        """The directory of report.html, report.md and report.json."""
         return self.output / "report"
 
     def tables(self) -> dict[str, Any]:

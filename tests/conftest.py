@@ -1,14 +1,26 @@
 """For every floor: tiny real checkpoints with a byte-level tokenizer, made on disk, and a little text."""
 
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedTokenizerFast,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperTokenizer,
+)
 
 EOS, BOS = 0, 1
 
@@ -131,3 +143,61 @@ def make_encoder_decoder(
         return path
 
     return make
+
+
+WHISPER_TOKENS = ("<|startoftranscript|>", "<|en|>", "<|de|>", "<|transcribe|>", "<|translate|>", "<|notimestamps|>")
+RATE, BINS = 16000, 8
+
+
+@pytest.fixture(scope="session")
+def make_whisper(
+    tmp_path_factory: pytest.TempPathFactory, make_tokenizer: Callable[..., PreTrainedTokenizerFast]
+) -> Callable[..., Path]:
+    """Write a random Whisper that hears one second to disk, without dropout, with Whisper's own tokenizer."""
+
+    def make(name: str = "whisper", *, seed: int = 0, **config: Any) -> Path:
+        path = tmp_path_factory.mktemp("checkpoint") / name
+        bpe = json.loads(make_tokenizer().backend_tokenizer.to_str())["model"]
+        vocabulary = {token: number for token, number in bpe["vocab"].items() if number > BOS}
+        special = {token: 320 + number for number, token in enumerate(("<|endoftext|>", *WHISPER_TOKENS))}
+        merges = [tuple(pair) for pair in bpe["merges"]]
+        tokenizer = WhisperTokenizer(vocabulary | special, merges, language="en", task="transcribe")
+        tokenizer.save_pretrained(path)
+        WhisperFeatureExtractor(feature_size=BINS, chunk_length=1).save_pretrained(path)
+        end, start = (tokenizer.convert_tokens_to_ids(token) for token in ("<|endoftext|>", WHISPER_TOKENS[0]))
+        ids = {"eos_token_id": end, "bos_token_id": end, "pad_token_id": end, "decoder_start_token_id": start}
+        hearing = {"num_mel_bins": BINS, "max_source_positions": 50, "max_target_positions": 64, "dropout": 0.0}
+        sizes = {key: value for key, value in BART_SIZES.items() if "layers" in key or "heads" in key or "dim" in key}
+        torch.manual_seed(seed)
+        settings: dict[str, Any] = {"vocab_size": 330, "d_model": 32, **ids, **hearing, **sizes, **config}
+        model = WhisperForConditionalGeneration(WhisperConfig(**settings))
+        for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
+            torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.25)
+        model.save_pretrained(path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_sound() -> Callable[..., None]:
+    """Write so many seconds of a chord to a sound file, of the kind that its name says."""
+
+    def write(path: Path, seconds: float = 0.5, *, pitch: float = 440.0, rate: int = RATE, channels: int = 1) -> None:
+        time = np.arange(round(seconds * rate)) / rate
+        chord = sum(np.sin(2 * np.pi * pitch * harmonic * time) / harmonic for harmonic in (1, 2, 3)) / 4
+        soundfile.write(path, np.stack([chord] * channels, axis=1), rate)
+
+    return write
+
+
+@pytest.fixture
+def speech(tmp_path: Path, texts: list[str], write_sound: Callable[..., None]) -> Path:
+    """A .jsonl file of recordings, with their transcripts, that lie in a folder beside it."""
+    (tmp_path / "clips").mkdir()
+    rows = []
+    for number, text in enumerate(texts[:3] + texts[4:5]):
+        write_sound(tmp_path / "clips" / f"{number}.wav", 0.3 + 0.2 * number, pitch=220.0 * (number + 1))
+        rows.append({"audio": f"clips/{number}.wav", "text": text[:30]})
+    (tmp_path / "speech.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "speech.jsonl"

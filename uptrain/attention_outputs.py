@@ -1,43 +1,9 @@
-"""What a model's attentions put out, layer by layer, and how far that is from another model's."""
-
-from types import TracebackType
-from typing import Any, Self
+"""How far what a model's attentions put out is from what another model's do."""
 
 import torch
-from torch import nn
 
+from gqa.eval.attentions import AttentionOutputs
 from gqa.uptrain.batches import IGNORED
-
-
-class AttentionOutputs:
-    """Records the outputs of all attentions of a model while a `with` block lasts, in the order of the layers.
-
-    An attention is a module whose class is called so, as everywhere in transformers, and that holds no other.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._modules = attentions(model)
-        self.outputs: list[torch.Tensor] = []
-        """[rows, length, hidden_size] each"""
-
-    def __enter__(self) -> Self:
-        self._handles = [module.register_forward_hook(self._record) for module in self._modules]
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _record(self, _module: nn.Module, _arguments: Any, output: Any) -> None:
-        self.outputs.append(output if isinstance(output, torch.Tensor) else output[0])
-
-
-def attentions(model: nn.Module) -> list[nn.Module]:
-    """The attentions of a model, in the order of its layers."""
-    called = [module for module in model.modules() if type(module).__name__.endswith("Attention")]
-    return [module for module in called if not any(part in called for part in list(module.modules())[1:])]
 
 
 def distance(found: AttentionOutputs, wanted: AttentionOutputs, labels: torch.Tensor) -> torch.Tensor:

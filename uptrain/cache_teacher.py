@@ -11,12 +11,12 @@ import torch
 from gqa.convert.errors import UserError
 from gqa.convert.pretrained import load_config
 from gqa.convert.source import read_config, resolve_checkpoint
+from gqa.eval.halves import Halves
 from gqa.uptrain.batches import Sampler
 from gqa.uptrain.chunks import CHUNK_ELEMENTS
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.data import Opener
 from gqa.uptrain.draws import Drawing, draw_tokens, drawing_of, numbered, open_draws, uniform_numbers, write_draws
-from gqa.uptrain.halves import Halves
 from gqa.uptrain.model import device_of_run, teacher_type
 from gqa.uptrain.plan import make_plan, with_tokens
 from gqa.uptrain.screen import Screen

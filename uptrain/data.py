@@ -13,15 +13,18 @@ import numpy as np
 
 from gqa.convert.data import has_columns
 from gqa.convert.errors import UserError
-from gqa.convert.pretrained import load_tokenizer
+from gqa.convert.pretrained import hears, load_tokenizer
+from gqa.convert.sound import load_extractor
 from gqa.eval.pairs import closing
 from gqa.eval.spans import span_corruption
+from gqa.eval.speech import longest_transcript, prompt_of, speech_columns
 from gqa.uptrain.batches import Samples, Tensors, read_windows
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.pairs import PairSampler, PairStore
 from gqa.uptrain.plan import Plan
 from gqa.uptrain.screen import Screen
 from gqa.uptrain.spans import SpanSampler, corrupted_windows
+from gqa.uptrain.speech import SpeechSampler, SpeechStore
 from gqa.uptrain.texts import Texts
 from gqa.uptrain.tokenise import Kind, Text
 from gqa.uptrain.tokens import TokenStore, default_cache, open_stores
@@ -47,7 +50,7 @@ class Data:
     """How much there is of it, in words."""
 
     objective: str
-    """next tokens, span corruption or pairs."""
+    """next tokens, span corruption, pairs or transcripts."""
 
     stores: tuple[TokenStore, ...]
     """All that are read."""
@@ -79,6 +82,8 @@ class Opener:
         config = self.config
         if not model.is_encoder_decoder:
             return self._documents()
+        if hears(model):
+            return self._speech(model)
         columns = {config.source_column, config.target_column}
         if any(has_columns(data, columns, subset=config.subset, split=config.split) for data in config.sources):
             return self._pairs(model.pad_token_id or 0)
@@ -122,10 +127,8 @@ class Opener:
 
     def _pairs(self, pad: int) -> Data:
         config, plan = self.config, self.plan
-        if len(config.sources) > 1:
-            raise UserError(f"of pairs only one data is taken, got {config.data_words}; put them into one folder")
         tail = closing(load_tokenizer(self.checkpoint))
-        text = self._text(*config.sources, "sources", config.source_column)
+        text = self._text(self._only_source("pairs"), "sources", config.source_column)
         train, held_out = self._sides(text, tail, pad)
         if config.validation_data and self._validates():
             held_out, _ = self._sides(self._judging(text, config.validation_data), tail, pad)
@@ -145,6 +148,50 @@ class Opener:
             stores=tuple(side for pairs in read for side in (pairs.sources, pairs.targets) if len(side)),
             keys={"data": train.sources.key, "validation data": judged.sources.key if judged else None},
         )
+
+    def _only_source(self, what: str) -> str:
+        if len(self.config.sources) > 1:
+            raise UserError(f"of {what} only one data is taken, got {self.config.data_words}; put them into one folder")
+        return self.config.sources[0]
+
+    def _speech(self, model: "PreTrainedConfig") -> Data:
+        config, data = self.config, self._only_source("recordings")
+        if config.sequence_length is not None:
+            raise UserError(
+                "sequence_length is for text; recordings are cut where the model hears no more: leave it out"
+            )
+        source, target = speech_columns(config, data)
+        text = replace(self._text(data, "sounds", source), target_column=target)
+        train, held_out = self._heard(text, model)
+        if config.validation_data and self._validates():
+            held_out, _ = self._heard(self._judging(text, config.validation_data), model)
+        if not len(train):
+            raise UserError(f"{data} holds no recording to train on; give more, or hold out less")
+        judged = held_out if self._validates() else None
+        sampler = SpeechSampler(train, self.plan.batch_size, config.seed)
+        return Data(
+            samples=sampler,
+            validation=self._judge(judged) if judged else None,
+            tokens_per_sequence=sampler.tokens_per_sequence,
+            described=train.described,
+            objective="transcripts",
+            stores=tuple(side.targets for side in (train, *([judged] if judged else [])) if len(side)),
+            keys={"data": train.sources.key, "validation data": judged.sources.key if judged else None},
+        )
+
+    def _heard(self, text: Text, model: "PreTrainedConfig") -> tuple[SpeechStore, SpeechStore]:
+        """Recordings to train on and those held out, with their transcripts."""
+        extractor, prompt = load_extractor(self.checkpoint), prompt_of(load_tokenizer(self.checkpoint), model)
+        longest = extractor.n_samples, min(self.plan.target_length, longest_transcript(model))
+        if longest[1] <= prompt.kept:
+            raise UserError(f"target_length {longest[1]} holds nothing but the {prompt.kept} tokens before transcripts")
+        sounds, transcripts = self._stores(text), self._stores(replace(text, kind="transcripts"))
+        pad, start = model.pad_token_id or 0, model.decoder_start_token_id
+        train, held_out = (
+            SpeechStore(*sides, longest, 0, pad, extractor, prompt, start)
+            for sides in zip(sounds, transcripts, strict=True)
+        )
+        return train, held_out
 
     def _sides(self, text: Text, tail: int, pad: int) -> tuple[PairStore, PairStore]:
         """Pairs to train on and pairs held out: the two sides of both."""

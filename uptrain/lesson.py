@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from gqa.uptrain.attention_outputs import AttentionOutputs, distance
+from gqa.eval.attentions import AttentionOutputs
+from gqa.eval.halves import Halves
+from gqa.uptrain.attention_outputs import distance
 from gqa.uptrain.chunks import summed_in_chunks
 from gqa.uptrain.divergence import Mixture, summed_nll
-from gqa.uptrain.halves import Halves
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

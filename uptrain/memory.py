@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 
-from gqa.convert.pretrained import load_config
+from gqa.convert.pretrained import hears, load_config
 from gqa.convert.tensors import read_entries
 from gqa.uptrain.chunks import CHUNK_ELEMENTS
 from gqa.uptrain.config import UptrainConfig
@@ -78,7 +79,8 @@ def estimate_memory(config: UptrainConfig, plan: Plan, checkpoint: Path, teacher
     sharded = plan.processes if shards() else 1
     weights = _weights(checkpoint)
     model = load_config(checkpoint, encoder_decoder=True)
-    tokens = plan.rows * (plan.sequence_length + (plan.target_length if model.is_encoder_decoder else 0))
+    source = model.max_source_positions if hears(model) else plan.sequence_length
+    tokens = plan.rows * (source + (plan.target_length if model.is_encoder_decoder else 0))
     return MemoryEstimate(
         weights=_FLOAT * weights / sharded + (size * weights / sharded if autocast else 0),
         gradients=_FLOAT * weights * trained / sharded,
@@ -113,8 +115,7 @@ def advice(config: UptrainConfig, rows: int) -> str:
 
 def shards() -> bool:
     """Whether the launcher was told to spread weights over the processes."""
-    names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-    return any(os.environ.get(name, "").lower() in ("1", "true") for name in names)
+    return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
 
 
 def _weights(checkpoint: Path) -> float:

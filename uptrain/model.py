@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate.utils import parse_flag_from_env
 
-from gqa.convert.errors import UserError
 from gqa.eval.model import load_model as load_eval_model
+from gqa.eval.model import set_attention
 from gqa.uptrain.config import UptrainConfig
 
 if TYPE_CHECKING:
@@ -28,20 +28,6 @@ def load_model(checkpoint: Path, config: UptrainConfig) -> "PreTrainedModel":
         enable = renamed or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     return model.train()
-
-
-def set_attention(model: "PreTrainedModel", attention: str) -> None:
-    """Choose the attention implementation; auto leaves it to transformers.
-
-    Raises:
-        UserError: it is not installed, or the model can't use it.
-    """
-    if attention == "auto":
-        return
-    try:
-        model.set_attn_implementation(attention)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"attention {attention} can't be used: {str(error).splitlines()[0]}") from error
 
 
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:

@@ -5,15 +5,19 @@ A sum, never a mean: means of unequal parts can't be put together again. Whoever
 targets of the whole step. Routers of mixture-of-experts models get no balancing loss: theirs is balanced already.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from gqa.convert.pretrained import hears
 from gqa.eval.teacher import decoder_inputs
 from gqa.uptrain.chunks import summed_in_chunks
 from gqa.uptrain.divergence import summed_nll
 from gqa.uptrain.lesson import Lesson
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Objective(nn.Module):
@@ -67,6 +71,22 @@ class TargetLoss(Objective):
         input_ids, attention_mask, labels = batch
         seen = decoder_inputs(self.model, labels)
         return {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": seen}, labels
+
+
+class TranscriptLoss(Objective):
+    """Of a model that hears."""
+
+    def inputs(self, *batch: torch.Tensor) -> tuple[Any, ...]:
+        """As the base class says, of a `SpeechBatch`."""
+        heard, seen, labels = batch
+        return {"input_features": heard, "decoder_input_ids": seen}, labels
+
+
+def objective_of(model: "PreTrainedModel") -> type[Objective]:
+    """What is minimised in training a model of its kind."""
+    if hears(model.config):
+        return TranscriptLoss
+    return TargetLoss if model.config.is_encoder_decoder else NextTokenLoss
 
 
 def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

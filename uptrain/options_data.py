@@ -14,7 +14,8 @@ class DataOptions:
     data: str | tuple[str, ...]
     """Training text: a text, jsonl or parquet file, a folder of these, or the name of a dataset on the Hub; several are
     mixed. An encoder-decoder trains on pairs where the data has them (source_column, target_column), and otherwise, if
-    it has T5's sentinels, on span corruption of the text: 15% of the tokens, in spans of 3 on average."""
+    it has T5's sentinels, on span corruption of the text: 15% of the tokens, in spans of 3 on average. Whisper trains
+    on recordings (source_column, or audio) and their transcripts (target_column, or text_column)."""
 
     data_weights: tuple[float, ...] = ()
     """Shares of the sequences that come from each of several data, in their order: 0.7,0.3 [default: by their tokens].

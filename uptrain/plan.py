@@ -10,6 +10,7 @@ from gqa.uptrain.config import UptrainConfig
 
 _DEFAULT_LENGTH = 2048
 _DEFAULT_BATCH = 32
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ def longest_sequence(model_config: dict[str, Any]) -> int | None:
 
 
 def _positions(model_config: dict[str, Any]) -> int | None:
-    return next((model_config[key] for key in ("max_position_embeddings", "n_positions") if key in model_config), None)
+    return next((model_config[key] for key in _POSITIONS if key in model_config), None)
 
 
 def _length(name: str, asked: int | None, model_config: dict[str, Any]) -> int | None:

@@ -20,7 +20,7 @@ from gqa.uptrain.flops import device_peak, training_flops
 from gqa.uptrain.guard import Guard
 from gqa.uptrain.metrics import Metrics
 from gqa.uptrain.model import autocast_type, on_cpu
-from gqa.uptrain.objective import NextTokenLoss, TargetLoss
+from gqa.uptrain.objective import objective_of
 from gqa.uptrain.oom import memory_errors, must_estimate, tried_rows
 from gqa.uptrain.optimizer import build_optimizer
 from gqa.uptrain.prepare import Setup, prepare
@@ -133,7 +133,7 @@ def _learner(
     config, is_pair = setup.config, setup.model.config.is_encoder_decoder
     if setup.lesson is not None and setup.lesson.teacher is not None:
         place_teacher(setup.lesson.teacher.model, accelerator)
-    objective = (TargetLoss if is_pair else NextTokenLoss)(setup.model, autocast, setup.lesson)
+    objective = objective_of(setup.model)(setup.model, autocast, setup.lesson)
     if config.compile:
         for part in [objective] if setup.lesson is None else setup.lesson.trunks:
             part.compile(dynamic=None if is_pair else False)  # pairs are of many lengths; a decoder's windows of one

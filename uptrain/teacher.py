@@ -14,10 +14,10 @@ from gqa.convert.errors import UserError
 from gqa.convert.pretrained import load_config, load_tokenizer
 from gqa.convert.provenance import fingerprint, read_stages
 from gqa.convert.source import read_config, resolve_checkpoint
+from gqa.eval.attentions import attentions
 from gqa.eval.model import load_model as load_eval_model
-from gqa.uptrain.attention_outputs import attentions
+from gqa.eval.model import set_attention
 from gqa.uptrain.config import UptrainConfig
-from gqa.uptrain.model import set_attention
 from gqa.uptrain.plan import longest_sequence
 
 if TYPE_CHECKING:

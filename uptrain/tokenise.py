@@ -21,31 +21,38 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
-from gqa.convert.data import local_path, read_documents, read_pairs
-from gqa.convert.directory import disk_errors, sync_tree, write_atomically
+from gqa.convert.data import local_path, read_documents, read_pairs, read_speech
+from gqa.convert.directory import disk_errors
 from gqa.convert.errors import UserError
-from gqa.convert.pretrained import load_tokenizer
+from gqa.convert.pretrained import load_config, load_tokenizer
+from gqa.convert.sound import Sound, load_extractor
+from gqa.eval.speech import prompt_of
+from gqa.uptrain.partial import flush, note, noted, reopened, unfinished
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _DOCUMENTS_AT_ONCE = 256
+_RECORDINGS_AT_ONCE = 8
 _BATCHES_ALONE = 32
 """Batches that one process tokenises before others are worth their start, of seconds."""
 
+_SAMPLES = 320
+"""Of sound, that Whisper's encoder makes one position of: what counts as a token there."""
+
 _MOST_PROCESSES = 32
 _BATCHES_BETWEEN_NOTES = 64
-_NOTE = "written.json"
 
 
-Kind = Literal["documents", "stream", "sources", "targets"]
+Kind = Literal["documents", "stream", "sources", "targets", "sounds", "transcripts"]
 """How documents are tokenised. documents: with the tokens that the tokenizer adds, and closed by the end-of-text token;
 stream: without either, so that one runs into the next (for span corruption); sources, targets: the two sides of pairs,
-each with the tokens that the tokenizer adds to it, and both with the same pairs in the same order."""
+each with the tokens that the tokenizer adds to it, and both with the same pairs in the same order; sounds, transcripts:
+the same of recordings, whose 16-bit samples stand where tokens would, and of what is said in them."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +80,13 @@ class Text:
         if self.kind in ("documents", "stream"):
             texts = read_documents(self.data, text_column=self.column, subset=self.subset, split=self.split)
             return (Document(text, text) for text in texts)
-        side = 0 if self.kind == "sources" else 1
-        pairs = read_pairs(
-            self.data,
-            source_column=self.column,
-            target_column=self.target_column,
-            subset=self.subset,
-            split=self.split,
-        )
-        return (Document(pair[side], "\0".join(pair)) for pair in pairs)
+        columns = {"source_column": self.column, "target_column": self.target_column}
+        if self.kind in ("sources", "targets"):
+            side = 0 if self.kind == "sources" else 1
+            pairs = read_pairs(self.data, **columns, subset=self.subset, split=self.split)
+            return (Document(pair[side], "\0".join(pair)) for pair in pairs)
+        rows = read_speech(self.data, **columns, subset=self.subset, split=self.split)
+        return (Document(text, f"{sound.digest}\0{text}", sound) for sound, text in rows)
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,9 @@ class Document:
     identity: str
     """What decides whether it is held out."""
 
+    sound: Sound | None = None
+    """The recording that it is the transcript of."""
+
 
 def make_store(text: Text, folder: Path, progress: Callable[[int], None], processes: int | None = None) -> None:
     """Tokenise `text` into `folder`, or go on where that was broken off.
@@ -99,26 +107,18 @@ def make_store(text: Text, folder: Path, progress: Callable[[int], None], proces
     Raises:
         UserError: the text can't be read, or the disk is full.
     """
-    work = folder.with_name(f".{folder.name}.partial")
-    work.mkdir(exist_ok=True)
-    try:
-        with disk_errors(folder):
+    with disk_errors(folder), unfinished(folder) as work:
+        try:
             _write(text, work, progress, processes or min(_cores(), _MOST_PROCESSES))
-            (work / _NOTE).unlink(missing_ok=True)
-            sync_tree(work)
-            work.rename(folder)
-    except UserError:
-        if local_path(text.data) is not None:  # mended, it will be another store; what comes from afar may only be late
-            shutil.rmtree(work)
-        raise
-    finally:
-        if work.exists() and not (work / _NOTE).exists():
-            shutil.rmtree(work)
+        except UserError:
+            if local_path(text.data) is not None:  # mended, it is another text; what comes from afar may only be late
+                shutil.rmtree(work)
+            raise
 
 
 @dataclass
 class _Writer:
-    """Appends documents to one pair of files, from where these are known to be whole."""
+    """Appends documents to one pair of files."""
 
     token_file: BinaryIO
     start_file: BinaryIO
@@ -126,15 +126,6 @@ class _Writer:
     tokens: int = 0
     documents: int = 0
     largest_id: int = 0
-
-    def __post_init__(self) -> None:
-        """Forget what was written after the counts were noted."""
-        for file, size in (
-            (self.token_file, self.tokens * np.dtype(self.dtype).itemsize),
-            (self.start_file, self.documents * 8),
-        ):
-            file.truncate(size)
-            file.seek(size)
 
     def append(self, encoded: "Encoded") -> None:
         """Write the documents of a batch, those of this file's side."""
@@ -151,47 +142,34 @@ class _Writer:
         """The counts."""
         return {"tokens": self.tokens, "documents": self.documents, "largest_id": self.largest_id}
 
-    def flush(self) -> None:
-        """See to it that what has been written is on the disk."""
-        for file in (self.token_file, self.start_file):
-            file.flush()
-            os.fsync(file.fileno())
-
 
 def _write(text: Text, work: Path, progress: Callable[[int], None], processes: int) -> None:
     """Write a store's files into `work`, after what is there."""
-    note = json.loads((work / _NOTE).read_text()) if (work / _NOTE).is_file() else {"batches": 0}
-    _tokenizer.cache_clear()
-    dtype = "uint16" if max(_tokenizer(text.checkpoint).get_vocab().values()) < 1 << 16 else "uint32"
-    with ExitStack() as files:
-
-        def opened(name: str) -> BinaryIO:
-            (work / name).touch()
-            return files.enter_context((work / name).open("r+b"))
-
-        writers = {
-            name: _Writer(opened(f"{name}.tokens"), opened(f"{name}.starts"), dtype, **note.get(name, {}))
-            for name in ("train", "held_out")
-        }
-        batches = islice(_batched(text.documents(), _DOCUMENTS_AT_ONCE), note["batches"], None)
-        for count, encoded in enumerate(_all_encoded(batches, text, processes), start=note["batches"] + 1):
+    before: dict[str, Any] = {"batches": 0} | noted(work)
+    for known in (_tokenizer, _rate, _start_tokens):
+        known.cache_clear()
+    dtype, at_once = _dtype(text), _RECORDINGS_AT_ONCE if text.kind == "sounds" else _DOCUMENTS_AT_ONCE
+    with ExitStack() as stack:
+        writers = {name: _writer(work, name, dtype, before.get(name, {}), stack) for name in ("train", "held_out")}
+        files = [file for writer in writers.values() for file in (writer.token_file, writer.start_file)]
+        batches = islice(_batched(text.documents(), at_once), before["batches"], None)
+        for count, made in enumerate(_all_encoded(batches, text, processes), start=before["batches"] + 1):
             for name, writer in writers.items():
-                writer.append(encoded.of(held_out=name == "held_out"))
-            progress(sum(writer.tokens for writer in writers.values()))
+                writer.append(made.of(held_out=name == "held_out"))
+            progress(sum(writer.tokens for writer in writers.values()) // (_SAMPLES if text.kind == "sounds" else 1))
             if count % _BATCHES_BETWEEN_NOTES == 0:
-                _note(work, count, writers)
-        for writer in writers.values():
-            writer.flush()
+                note(work, {"batches": count, **{name: writer.facts() for name, writer in writers.items()}}, files)
+        flush(files)
     described = {"dtype": dtype, **{name: writer.facts() for name, writer in writers.items()}}
     (work / "store.json").write_text(json.dumps(described, indent=2) + "\n")
 
 
-def _note(work: Path, batches: int, writers: dict[str, _Writer]) -> None:
-    """Note how far the files are whole."""
-    for writer in writers.values():
-        writer.flush()
-    facts = {name: writer.facts() for name, writer in writers.items()}
-    write_atomically(work / _NOTE, json.dumps({"batches": batches, **facts}) + "\n")
+def _writer(work: Path, name: str, dtype: str, before: dict[str, int], stack: ExitStack) -> _Writer:
+    """The writer of one side, behind what it has written before."""
+    tokens, documents = before.get("tokens", 0), before.get("documents", 0)
+    token_file = stack.enter_context(reopened(work / f"{name}.tokens", tokens * np.dtype(dtype).itemsize))
+    start_file = stack.enter_context(reopened(work / f"{name}.starts", documents * np.dtype(np.int64).itemsize))
+    return _Writer(token_file, start_file, dtype, **before)
 
 
 @dataclass(frozen=True)
@@ -199,7 +177,7 @@ class Encoded:
     """The token ids of some documents, one after another."""
 
     ids: np.ndarray
-    """uint32 [tokens]"""
+    """uint32 [tokens], or of sounds int16 [samples]"""
 
     lengths: np.ndarray
     """Tokens of each document, none of them 0. int64 [documents]"""
@@ -261,8 +239,37 @@ def _tokenizer(checkpoint: Path) -> "PreTrainedTokenizerBase":
     return load_tokenizer(checkpoint)
 
 
+@cache
+def _rate(checkpoint: Path) -> int:
+    """Samples a second."""
+    return load_extractor(checkpoint).sampling_rate
+
+
+@cache
+def _start_tokens(checkpoint: Path) -> int:
+    """How many tokens stand before a transcript that are no part of a target."""
+    return prompt_of(_tokenizer(checkpoint), load_config(checkpoint, encoder_decoder=True)).dropped
+
+
+def _dtype(text: Text) -> str:
+    """The type of a store's numbers."""
+    if text.kind == "sounds":
+        return "int16"
+    return "uint16" if max(_tokenizer(text.checkpoint).get_vocab().values()) < 1 << 16 else "uint32"
+
+
+def _decoded(documents: list[Document], text: Text) -> Encoded:
+    """The samples of recordings."""
+    rate = _rate(text.checkpoint)
+    sounds = [document.sound.samples(rate) for document in documents if document.sound is not None]
+    held_out = [_is_held_out(document.identity, text.held_out_share) for document in documents]
+    return Encoded(np.concatenate(sounds), np.array([len(sound) for sound in sounds], np.int64), np.array(held_out))
+
+
 def encoded(documents: list[Document], text: Text) -> Encoded:
     """The token ids of documents, as their kind says; those that have none are left out."""
+    if text.kind == "sounds":
+        return _decoded(documents, text)
     found = zip(documents, _encode(_tokenizer(text.checkpoint), documents, text), strict=True)
     kept = [(document, ids) for document, ids in found if ids]
     ids = np.fromiter((number for _, numbers in kept for number in numbers), np.uint32)
@@ -290,7 +297,7 @@ def _encode(tokenizer: "PreTrainedTokenizerBase", documents: list[Document], tex
         document = documents[[bool(ids) for ids in encoded].index(False)]
         pair = document.identity.replace("\0", " -> ")[:60]
         raise UserError(f"{text.data} has a pair one of whose {text.kind} is without a token: {pair!r}; leave it out")
-    return encoded
+    return [ids[_start_tokens(text.checkpoint) :] for ids in encoded] if text.kind == "transcripts" else encoded
 
 
 def _is_held_out(identity: str, share: float) -> bool:

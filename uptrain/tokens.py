@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from gqa.convert.data import local_path
+from gqa.convert.sound import load_extractor
 from gqa.uptrain.tokenise import Text, make_store
 
 _FORMAT = 1
@@ -76,7 +77,7 @@ def open_stores(
         UserError: the data can't be read, or holds no text.
     """
     folder = cache / _key(text)
-    with _locked(cache / f"{folder.name}.lock"):
+    with locked(cache / f"{folder.name}.lock"):
         if not (folder / "store.json").is_file():
             make_store(text, folder, progress, processes)
     described = json.loads((folder / "store.json").read_text())
@@ -103,6 +104,10 @@ def _key(text: Text) -> str:
     else:
         for file in sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]:
             digest.update(file.suffix.encode() + _file_hash(file))  # the suffix says how a file is read
+    if text.kind in ("sounds", "transcripts"):
+        digest.update(load_extractor(text.checkpoint).to_json_string().encode())
+        for document in text.documents() if path is not None else ():  # of the files that it names, wherever they are
+            digest.update(document.identity.encode())
     for path in sorted(text.checkpoint.iterdir()):
         if "token" in path.name or path.name.startswith(("vocab", "merges", "spiece")) or path.suffix == ".spm":
             digest.update(path.name.encode() + _file_hash(path))
@@ -115,7 +120,7 @@ def _file_hash(path: Path) -> bytes:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold a lock on `path` against other processes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:

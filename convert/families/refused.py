@@ -35,10 +35,7 @@ _BY_REASON: dict[str, tuple[str, ...]] = {
         *("qwen4_exp", "qwen4_exp_text", "recurrent_gemma", "zamba", "zamba2"),
     ),
     _NO_ATTENTION: ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"),
-    _UNEQUAL: (
-        *("deci", "gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text", "laguna", "mimo_v2_flash"),
-        *("nemotron-nas", "openelm"),
-    ),
+    _UNEQUAL: (*("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text", "laguna", "mimo_v2_flash"),),
     _CONVOLVED: (
         *("inkling2", "inkling2_loop", "inkling2_loop_text", "inkling2_text", "inkling_mm_model", "inkling_text"),
         "zaya",
@@ -52,6 +49,10 @@ _BY_REASON: dict[str, tuple[str, ...]] = {
     "two of five of its layers are recurrent and have no K/V heads, where a merge expects them in all": ("lara_mini",),
     "its heads attend in pairs whose difference is taken; merging K/V heads would break the pairs": ("diffllama",),
     "every K/V head masks by its own values what it looks at, which no merged head could": ("doge",),
+    "its layers differ in their query heads and widths too, which no class of transformers holds": ("openelm",),
+    "some of its layers have no attention, and its feed-forward parts differ, which no class of transformers holds": (
+        "nemotron-nas",
+    ),
     "its query heads are experts over shared K/V heads, which can't be merged further": ("jetmoe",),
     "every K/V head has an indexer that chooses what it looks at, which no merged head could": ("minimax_m3_vl_text",),
     "all of its query heads share one K/V head already": ("deepseek_v4",),

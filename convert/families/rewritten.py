@@ -16,6 +16,8 @@ class Rewritten(NamedTuple):
     """whether its class is not transformers' own: its checkpoints bring code, which is not needed then"""
     may_bring_code: bool = False
     """whether some checkpoints bring code although transformers' class loads them without"""
+    levelled: bool = False
+    """whether its layers differ in their KV heads, and all that is done is to repeat them"""
 
 
 REWRITTEN: dict[str, Rewritten] = {
@@ -23,6 +25,7 @@ REWRITTEN: dict[str, Rewritten] = {
     "bart": Rewritten("BART", own="gqa_bart"),
     "bloom": Rewritten("BLOOM, BLOOMZ", own="gqa_bloom"),
     "codegen": Rewritten("CodeGen", ("phi",)),
+    "deci": Rewritten("DeciLM 7B, DeciCoder 6B", ("llama",), own_code=True, levelled=True),
     "gpt2": Rewritten("GPT-2, DistilGPT-2, DialoGPT", ("gpt_bigcode",), own="gqa_gpt2"),
     "gpt_neo": Rewritten("GPT-Neo, TinyStories", ("gpt_bigcode",), own="gqa_gpt_neo"),
     "gpt_neox": Rewritten("GPT-NeoX-20B, Pythia, RedPajama-INCITE", ("phi", "nemotron")),

@@ -18,7 +18,8 @@ def register(*model_types: str) -> None:
     """Make classes of ours known to the Auto classes of transformers that find them; done twice, it is done once.
 
     transformers has no hook by which an installed package could do so unasked, so a program says this itself before it
-    loads a checkpoint without `trust_remote_code`. The commands of this project do.
+    loads a checkpoint without `trust_remote_code`. The commands of this project do. What is saved of a class that is
+    known so brings its code, as the output of a conversion does.
 
     Args:
         model_types: which; those that are none of ours are passed over. None given: all.
@@ -36,8 +37,11 @@ def classes(model_type: str) -> dict[str, type]:
 def _register(model_type: str) -> None:
     import transformers
 
+    from gqa.convert.modeling.saving import bring_code
+
     found = classes(model_type)
     config = found["AutoConfig"]
+    bring_code(model_type, config)
     transformers.AutoConfig.register(model_type, config, exist_ok=True)  # pyright: ignore[reportArgumentType]
     for name, model in found.items():
         if name != "AutoConfig":

@@ -10,7 +10,7 @@ from typing import Any
 from gqa.convert.push.facts import Facts, bullets
 from gqa.convert.push.history import how_to_make_it_again, limits, summary, what_was_done
 from gqa.convert.push.metadata import metadata, task_of
-from gqa.convert.push.results import Results
+from gqa.convert.push.results import PICTURE, Results
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 _MARK = "<!-- Made by gqa-push, which replaces it when it publishes again, unless it was edited. {} -->"
@@ -57,13 +57,27 @@ def _results(facts: Facts) -> str:
     rows = [_row(facts.results, measured.name, measured.row) for measured in facts.results.rows]
     rule = ["---", *("---:" for _ in _HEADINGS[1:])]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in (_HEADINGS, rule, *rows))
-    return f"{table}\n\n{_measured_how(facts, facts.results)}"
+    parts = [table, *_picture(facts.results), _measured_how(facts, facts.results)]
+    return "\n\n".join(parts)
+
+
+def _picture(results: Results) -> list[str]:
+    """The report's picture, if it has one, with words for who can't see it."""
+    if results.picture is None:
+        return []
+    said = [
+        f"{each.name.strip('*')}: perplexity {_perplexity(each.row)}, {_kv_bytes(each.row)} KV bytes a token"
+        for each in results.rows
+    ]
+    return [f"![Quality against cost. {'; '.join(said)}]({PICTURE})"]
 
 
 def _without_report(facts: Facts) -> str:
     before, after = facts.heads
     if not facts.merged:
         return "Not measured."
+    if facts.latent:
+        return "Not measured. `gqa-eval` shows what the smaller cache cost."
     return (
         f"Not measured. KV heads went from {sum(before)} to {sum(after)} over all layers, and the KV cache with them; "
         "`gqa-eval` shows what that cost."
@@ -75,12 +89,20 @@ def _row(results: Results, name: str, row: Mapping[str, Any]) -> list[str]:
     return [
         name,
         str(row["num_kv_heads"]),
-        "-" if row["perplexity"] is None else f"{row['perplexity']:.4g}",
+        _perplexity(row),
         "-" if ratio is None else f"{ratio:.3f}",
         "-" if bits is None else f"{bits:.4f}",
-        f"{row['kv_cache']['bytes_per_token']:,.0f}",
+        _kv_bytes(row),
         f"{row['weight_bytes'] / 1e6:,.2f} MB",
     ]
+
+
+def _perplexity(row: Mapping[str, Any]) -> str:
+    return "-" if row["perplexity"] is None else f"{row['perplexity']:.4g}"
+
+
+def _kv_bytes(row: Mapping[str, Any]) -> str:
+    return f"{row['kv_cache']['bytes_per_token']:,.0f}"
 
 
 def _measured_how(facts: Facts, results: Results) -> str:

@@ -46,10 +46,14 @@ class Facts:
         return list(self.conversions[0]["kv_heads_before"]), list(self.conversions[-1]["kv_heads_after"])
 
     @property
+    def latent(self) -> Mapping[str, Any] | None:
+        """The sizes of latent attention, where heads became that."""
+        return self.conversions[-1].get("latent") if self.conversions else None
+
+    @property
     def merged(self) -> bool:
-        """Whether there are fewer KV heads than there were."""
-        before, after = self.heads
-        return after != before
+        """Whether heads share what they had alone, or a latent; not where they were only repeated."""
+        return bool(self.latent) or not only_repeated(*self.heads)
 
     @property
     def own_code(self) -> str | None:
@@ -70,10 +74,9 @@ class Facts:
         return f"`{Path(data).name}`"
 
 
-def span(numbers: Sequence[int]) -> str:
-    """`8`, or `2 to 8` where they differ."""
-    low, high = min(numbers), max(numbers)
-    return str(low) if low == high else f"{low} to {high}"
+def only_repeated(before: Sequence[int], after: Sequence[int]) -> bool:
+    """Whether KV heads are as they were, or repeated."""
+    return len(before) == len(after) and all(now % old == 0 for old, now in zip(before, after, strict=True))
 
 
 def bullets(lines: Sequence[str]) -> str:

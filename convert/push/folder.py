@@ -8,6 +8,7 @@ from typing import Any
 from gqa.convert.errors import UserError
 from gqa.convert.manifest import Record, record_whole, same_sample
 from gqa.convert.provenance import FILE_NAME, read_stages
+from gqa.convert.push.results import PICTURE
 from gqa.convert.source import read_config
 
 CARD_NAME = "README.md"
@@ -25,7 +26,7 @@ class Folder:
     stages: list[dict[str, Any]]
     """of gqa.json, oldest first"""
     recorded: dict[str, Record]
-    """what gqa.json says of the files, but for the card"""
+    """what gqa.json says of the files, but for the card and its picture"""
     include: frozenset[str]
     """names to send as they are now, whatever gqa.json says"""
     card: str | None
@@ -88,8 +89,8 @@ def open_folder(path: Path, include: Sequence[str] = ()) -> Folder:
         path=path,
         config=config,
         stages=stages,
-        recorded={name: record for name, record in recorded.items() if name != CARD_NAME},
-        include=frozenset(include) - {CARD_NAME, FILE_NAME},
+        recorded={name: record for name, record in recorded.items() if name not in (CARD_NAME, PICTURE)},
+        include=frozenset(include) - {CARD_NAME, PICTURE, FILE_NAME},
         card=card.read_text(encoding="utf-8") if card.is_file() else None,
         card_came_along=card.is_file() and record_whole(card) == recorded.get(CARD_NAME),
     )

@@ -4,8 +4,9 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gqa.convert.push.facts import Facts, span
+from gqa.convert.push.facts import Facts, only_repeated
 from gqa.convert.tables import plain_options, to_toml
+from gqa.convert.uneven import span
 
 _PAPER = "([Ainslie et al. 2023](https://arxiv.org/abs/2305.13245))"
 _METHODS = {
@@ -26,9 +27,16 @@ _CONVERTING = ("method", "grouping", "encoder", "keep_architecture", "seed", "dt
 def summary(facts: Facts) -> str:
     """The paragraph under the title."""
     before, after = facts.heads
+    latent = facts.latent
     trained = " and trained further" if facts.trainings else ""
     if not before:
         return f"This is {facts.original}, trained further."
+    if latent:
+        return (
+            f"This is {facts.original} with multi-head latent attention in place of {span(before)} key/value heads: a "
+            f"latent of {latent['kv_rank']} numbers and a rotary key of {latent['rope_dim']} are cached for a token in "
+            f"every layer{trained}."
+        )
     if not facts.merged:
         kind = f"{facts.config['model_type']} checkpoint"
         return f"This is {facts.original} as a {kind}, all {span(after)} KV heads kept{trained}."
@@ -48,8 +56,20 @@ def what_was_done(facts: Facts) -> list[str]:
 
 def _conversion(facts: Facts, stage: Mapping[str, Any]) -> Iterator[str]:
     before, after = stage["kv_heads_before"], stage["kv_heads_after"]
-    yield from _change_of_class(stage)
-    if before != after:
+    if latent := stage.get("latent"):
+        yield (
+            "Of keys, what depends on positions became one rotary key, which all heads read; the rest and all values "
+            f"became one latent of {latent['kv_rank'] - 1} numbers and a constant, by a joint low-rank factorisation "
+            f"(`--to mla`). The weights are those of a {stage['model_type']} checkpoint."
+        )
+    else:
+        yield from _change_of_class(stage)
+    if len(set(before)) > 1 and "encoder" not in stage:  # whose attentions differ by their kind
+        yield (
+            f"Layers had {span(before)} key/value heads; each has {span(after)} now. Where that is a multiple, heads "
+            "were repeated, which changes nothing."
+        )
+    if not latent and not only_repeated(before, after):
         which = "heads that are alike share" if stage["grouping"] == "similar" else "neighbouring heads share"
         yield (
             f"Keys and values were merged from {span(before)} to {span(after)} heads (`--method {stage['method']}`): "
@@ -66,7 +86,8 @@ def _change_of_class(stage: Mapping[str, Any]) -> Iterator[str]:
     old, new, code = stage.get("rewritten_from"), stage["model_type"], stage.get("own_code")
     if not old:
         return
-    but = ", but for the heads that merge" if stage["kv_heads_before"] != stage["kv_heads_after"] else ""
+    merged = not only_repeated(stage["kv_heads_before"], stage["kv_heads_after"])
+    but = ", but for the heads that merge" if merged else ""
     if code:
         yield (
             f"No class of transformers holds a {old} with fewer KV heads. This is a {new} checkpoint, the same "

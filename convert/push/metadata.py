@@ -62,9 +62,12 @@ def metadata(facts: Facts) -> str:
 
 def _tags(facts: Facts) -> list[str] | None:
     _, after = facts.heads
-    if not facts.merged:
-        return None
-    return ["mqa"] if set(after) == {1} else ["gqa"]
+    tags = ["custom_code"] if facts.own_code else []  # the Hub's word for what needs `trust_remote_code`
+    if facts.latent:
+        tags.append("mla")
+    elif facts.merged:
+        tags.append("mqa" if set(after) == {1} else "gqa")
+    return tags or None
 
 
 def _datasets(facts: Facts) -> list[str]:

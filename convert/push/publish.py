@@ -16,7 +16,7 @@ from gqa.convert.push.lineage import check_not_a_parent, hub_data, inherited, pa
 from gqa.convert.push.options import CardChoice, PushOptions
 from gqa.convert.push.patience import Say
 from gqa.convert.push.remote import Remote
-from gqa.convert.push.results import Results, find_results
+from gqa.convert.push.results import PICTURE, Results, find_results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,22 @@ class Parcel:
         return {CARD_NAME: self.card, FILE_NAME: stages_text(self.stages)}
 
     @property
+    def pictures(self) -> dict[str, bytes]:
+        """The pictures that are laid beside the card now, by name."""
+        found = self.results.picture if self.results else None
+        return {} if found is None else {PICTURE: found}
+
+    @property
+    def left(self) -> list[str]:
+        """Names in the directory that are not sent."""
+        return [name for name in self.folder.left if name not in self.pictures]
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Bytes of every file that is sent, by name."""
-        texts = {name: len(text.encode()) for name, text in self.texts.items()}
-        return dict(sorted((texts | {name: int(record["size"]) for name, record in self.files.items()}).items()))
+        made = {name: len(text.encode()) for name, text in self.texts.items()}
+        made |= {name: len(data) for name, data in self.pictures.items()}
+        return dict(sorted((made | {name: int(record["size"]) for name, record in self.files.items()}).items()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +129,7 @@ def publish(parcel: Parcel, token: str, say: Say) -> Published:
     if options.tag:
         remote.check_tag(options.tag)
     _write(parcel, card=card_from == "made")
-    names = sorted({*parcel.files, FILE_NAME} | ({CARD_NAME} if card_from != "hub" else set()))
+    names = sorted({*parcel.files, *parcel.pictures, FILE_NAME} | ({CARD_NAME} if card_from != "hub" else set()))
     try:
         commit, deleted = remote.upload(options.directory, names, old)
         if options.tag:
@@ -248,3 +260,7 @@ def _write(parcel: Parcel, *, card: bool) -> None:
             path: Path = folder / name
             if (card or name != CARD_NAME) and not (path.is_file() and path.read_text(encoding="utf-8") == text):
                 write_atomically(path, text)
+        for name, data in parcel.pictures.items():
+            path = folder / name
+            if not (path.is_file() and path.read_bytes() == data):
+                write_atomically(path, data)

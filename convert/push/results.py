@@ -9,8 +9,11 @@ from typing import Any
 from gqa.convert.errors import UserError
 from gqa.convert.provenance import fingerprint
 
-_FORMAT = 1
+PICTURE = "pareto.png"
+"""what gqa-eval lays beside report.json for cards, and what it is called beside a card"""
+_FORMATS = (1, 2)
 _NAME = "report.json"
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,8 @@ class Results:
     report: Mapping[str, Any]
     rows: tuple[Measured, ...]
     """in the order in which they were made, the checkpoint that is published last"""
+    picture: bytes | None = None
+    """a PNG of quality against cost, where the report has one"""
 
     @property
     def own(self) -> Mapping[str, Any]:
@@ -52,7 +57,7 @@ def find_results(directory: Path, stages: Sequence[Mapping[str, Any]], given: Pa
     own = fingerprint(directory)
     if given is not None:
         path = given / _NAME if given.is_dir() else given
-        results = _about(_read(path), own, stages)
+        results = _about(path, own, stages)
         if results is None:
             raise UserError(
                 f"{path} did not measure {directory} as it is now: no row has its fingerprint; "
@@ -60,14 +65,15 @@ def find_results(directory: Path, stages: Sequence[Mapping[str, Any]], given: Pa
             )
         return results
     near = (directory / _NAME, directory.absolute().parent / "report" / _NAME)
-    return next((results for path in near if path.is_file() and (results := _about(_read(path), own, stages))), None)
+    return next((results for path in near if path.is_file() and (results := _about(path, own, stages))), None)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        if report["format"] != _FORMAT:
-            raise UserError(f"{path} has format {report['format']}; this version reads {_FORMAT}: upgrade gqa")
+        if report["format"] not in _FORMATS:
+            known = " and ".join(map(str, _FORMATS))
+            raise UserError(f"{path} has format {report['format']}; this version reads {known}: upgrade gqa")
         _ = report["options"]["data"], [row["fingerprint"] for row in report["checkpoints"]]
     except OSError as error:
         raise UserError(f"the report {path} can't be read: {error.strerror}") from None
@@ -78,14 +84,28 @@ def _read(path: Path) -> dict[str, Any]:
     return report
 
 
-def _about(report: Mapping[str, Any], own: str, stages: Sequence[Mapping[str, Any]]) -> Results | None:
+def _about(path: Path, own: str, stages: Sequence[Mapping[str, Any]]) -> Results | None:
     """What a report says of the checkpoint with the fingerprint `own` and of those that went into its stages."""
+    report = _read(path)
     row_of = {row["fingerprint"]: row for row in report["checkpoints"]}
     if own not in row_of:
         return None
     sources = [(_name(number, stages), stage["source"]["fingerprint"]) for number, stage in enumerate(stages)]
     earlier = [Measured(name=name, row=row_of[source]) for name, source in sources if source in row_of]
-    return Results(report=report, rows=(*earlier, Measured(name="**this checkpoint**", row=row_of[own])))
+    rows = (*earlier, Measured(name="**this checkpoint**", row=row_of[own]))
+    return Results(report=report, rows=rows, picture=_picture(path.with_name(PICTURE)))
+
+
+def _picture(path: Path) -> bytes | None:
+    if not path.is_file():
+        return None
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"the report's picture {path} can't be read: {error.strerror}") from None
+    if not data.startswith(_PNG):
+        raise UserError(f"the report's picture {path} is not a PNG; make the report again, or move the picture away")
+    return data
 
 
 def _name(number: int, stages: Sequence[Mapping[str, Any]]) -> str:

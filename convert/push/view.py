@@ -44,8 +44,8 @@ def show_published(published: Published, parcel: Parcel, console: "Console") -> 
 def remarks(parcel: Parcel, card: CardChoice) -> list[str]:
     """What stays here, whose card it is, and what is missing in one that was made."""
     found = []
-    if parcel.folder.left:
-        found.append(f"Not sent, since gqa did not write it: {', '.join(parcel.folder.left)} (--include sends a file).")
+    if parcel.left:
+        found.append(f"Not sent, since gqa did not write it: {', '.join(parcel.left)} (--include sends a file).")
     if card == "hub":
         found.append("The card on the Hub was edited and stays as it is; --card made replaces it.")
     elif card == "local":
@@ -69,7 +69,7 @@ def parcel_json(parcel: Parcel) -> dict[str, Any]:
             {"name": name, "size": nbytes} | ({"sha256": parcel.files[name]["sha256"]} if name in parcel.files else {})
             for name, nbytes in parcel.sizes.items()
         ],
-        "not_sent": parcel.folder.left,
+        "not_sent": parcel.left,
         "card": parcel.card,
         "card_from": parcel.card_from,
         "remarks": remarks(parcel, parcel.card_from),

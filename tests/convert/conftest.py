@@ -11,6 +11,9 @@ import torch
 from free_layers import FreeMaps, Layers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from typer.testing import CliRunner
+
+from gqa.convert.cli import app
 
 LEFT_OUT = object()  # a key that the configuration is to go without
 HEADS, HEAD_DIM, HIDDEN, LAYERS, VOCABULARY = 8, 8, 48, 2, 96
@@ -327,3 +330,24 @@ def layers_of() -> Callable[[Path], Layers]:
 @pytest.fixture
 def free_maps() -> FreeMaps:
     return FreeMaps()
+
+
+@pytest.fixture
+def refuse(tmp_path: Path) -> Callable[..., None]:
+    """Run gqa-convert, which must refuse with exactly this message, and check that it left no trace."""
+
+    def tree(path: Path) -> dict[str, bytes]:
+        return {str(item.relative_to(path)): item.read_bytes() for item in path.rglob("*") if item.is_file()}
+
+    def run(*arguments: object, says: str) -> None:
+        before = tree(tmp_path)
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert result.exit_code == 2, (result.output, result.exception)
+        assert result.stdout == ""
+        assert result.stderr.count("\n") == 1
+        assert says in result.stderr
+        assert result.stderr.startswith("Error: ")
+        assert "Traceback" not in result.stderr
+        assert tree(tmp_path) == before
+
+    return run

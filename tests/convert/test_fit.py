@@ -1,6 +1,7 @@
 """The layerwise fit: it helps where heads were lost, leaves alone what is exact, and knows every family's layer."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,10 @@ def mean(model: StagedModel, layer: int) -> AttentionWeights:
 
 
 def fitted(path: Path, options: FitOptions = QUICK, **more) -> list[FittedLayer]:
-    model = staged(path)
-    return list(fit_layers(model, staged(path, GROUPS), lambda layer, _: mean(model, layer), WINDOWS, options, **more))
+    model, converted = staged(path), staged(path, GROUPS)
+    writers = {"in_class": partial(all_tensors, model.family.of_class), **more}
+    written = partial(all_tensors, model.family)
+    return list(fit_layers(model, converted, lambda layer, _: mean(model, layer), WINDOWS, options, written, **writers))
 
 
 @pytest.fixture
@@ -76,7 +79,6 @@ def same(one: AttentionWeights, other: AttentionWeights) -> bool:
 
 def check_gain(path: Path) -> None:
     for layer in fitted(path):
-        assert layer.fit is not None
         assert 0 <= layer.fit.held_out_after < layer.fit.held_out_before, layer.fit
         assert layer.fit.after < layer.fit.before
         assert all(part.isfinite().all() for part in parts(layer.weights).values())
@@ -97,7 +99,7 @@ def test_the_residual_is_the_layer_with_nothing_from_its_feed_forward_part(saved
     model = staged(saved)
     hidden = model.embed(WINDOWS[1])
     with model.layer(0) as run:
-        residual = Residual(run, model.family)
+        residual = Residual(run, partial(all_tensors, model.family.of_class))
         found = residual(hidden)
         assert torch.equal(residual(hidden, source(model, 0)), found)
         for parameter in run.module.get_submodule("mlp").parameters():
@@ -117,7 +119,6 @@ def test_what_is_exact_stays_what_it_is(llama, tmp_path):
     model.save_pretrained(tmp_path / "tied")
     original = staged(tmp_path / "tied")
     for layer in fitted(tmp_path / "tied"):
-        assert layer.fit is not None
         assert layer.fit.steps == 0
         assert layer.fit.held_out_after == layer.fit.held_out_before < 1e-4
         assert layer.fit.after == layer.fit.before
@@ -129,15 +130,14 @@ def test_what_is_exact_stays_what_it_is(llama, tmp_path):
 def test_weights_stored_in_bfloat16_are_fitted_on_any_processor(llama, tmp_path, monkeypatch, fast, dtype):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
     llama.model().to(torch.bfloat16).save_pretrained(tmp_path)
-    models = [StagedModel(tmp_path, dtype=dtype, device=CPU, groups=groups) for groups in (None, GROUPS)]
+    model, converted = (StagedModel(tmp_path, dtype=dtype, device=CPU, groups=groups) for groups in (None, GROUPS))
 
     def start(layer: int, _: Moments) -> AttentionWeights:
-        return mean(models[0], layer).map_kv(torch.Tensor.bfloat16).map_queries(torch.Tensor.bfloat16)
+        return mean(model, layer).map_kv(torch.Tensor.bfloat16).map_queries(torch.Tensor.bfloat16)
 
-    for layer in fit_layers(*models, start, WINDOWS, QUICK, dtype=torch.bfloat16):
-        assert layer.fit is not None
+    written = partial(all_tensors, model.family)
+    for layer in fit_layers(model, converted, start, WINDOWS, QUICK, written, dtype=torch.bfloat16):
         assert 0 < layer.fit.held_out_after < layer.fit.held_out_before
-        assert {part.dtype for part in parts(layer.weights).values()} == {torch.bfloat16}
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_gives_others(llama_saved):
@@ -150,16 +150,15 @@ def test_the_same_seed_gives_the_same_bits_and_another_gives_others(llama_saved)
 
 def test_a_fit_goes_on_from_finished_layers(llama_saved):
     whole = fitted(llama_saved)
-    rest = fitted(llama_saved, finished={0: whole[0].weights})
-    assert rest[0].fit is None
-    assert rest[0].weights is whole[0].weights
-    assert same(rest[1].weights, whole[1].weights)
+    kept = all_tensors(staged(llama_saved).family, whole[0].weights)
+    (rest,) = fitted(llama_saved, finished={0: lambda: kept})
+    assert rest.layer == 1
+    assert same(rest.weights, whole[1].weights)
 
 
 def test_reported_errors_are_those_of_the_converted_model(llama_saved):
     """Measured from the weights alone, without any of the fit's own machinery."""
     layer = fitted(llama_saved)[0]
-    assert layer.fit is not None
     original, converted = staged(llama_saved), staged(llama_saved, GROUPS)
     hidden = original.embed(WINDOWS[1])
 
@@ -188,8 +187,8 @@ def test_the_last_layer_makes_up_for_the_drift_below(llama_saved):
     streams = [Streams(original=hidden, converted=hidden + drift) for hidden in (seen, unseen)]
     with model.layer(0) as run, staged(llama_saved, 8).layer(0) as other:
         _, fit = fit_layer(
-            Residual(run, model.family),
-            Residual(other, model.family),
+            Residual(run, partial(all_tensors, model.family.of_class)),
+            Residual(other, partial(all_tensors, model.family.of_class)),
             source(model, 0),
             train=streams[0],
             held_out=streams[1],

@@ -2,6 +2,8 @@
 transformers' own class, briefly.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from transformers import AutoConfig
@@ -79,7 +81,7 @@ def test_the_residual_is_the_layer_with_nothing_from_its_feed_forward_part(kin, 
     hidden = torch.randn(2, 12, staged.shape.hidden_size, generator=torch.Generator().manual_seed(7))
     for index in range(staged.num_layers):
         with staged.layer(index) as run:
-            found = Residual(run, staged.family)(hidden)
+            found = Residual(run, partial(all_tensors, staged.family.of_class))(hidden)
             for child in run.module.children():
                 if child is not run.attention and any(parameter.ndim > 1 for parameter in child.parameters()):
                     for parameter in child.parameters():
@@ -98,8 +100,8 @@ def test_other_weights_in_memory_do_what_they_would_do_on_disk(kin, tmp_path):
         own = read_layer(plan.family, plan.shape, {name: entry.load() for name, entry in tensors.items()})
         other = own.map_kv(torch.neg).map_queries(lambda part: 2 * part)
         with staged.layer(index) as run:
-            residual = Residual(run, staged.family)
+            residual = Residual(run, partial(all_tensors, staged.family.of_class))
             found = residual(hidden, other)
             assert not torch.equal(found, residual(hidden))
         with staged.layer(index, replace=all_tensors(plan.family, other)) as run:
-            assert torch.equal(Residual(run, staged.family)(hidden), found)
+            assert torch.equal(Residual(run, partial(all_tensors, staged.family.of_class))(hidden), found)

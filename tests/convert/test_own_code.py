@@ -131,6 +131,12 @@ GRANITE: dict[str, Any] = {
 DISGUISES = [
     Disguise(name="baichuan", stock={"model_type": "llama"}, config={"model_type": "baichuan"}, worn=packed),
     Disguise(
+        name="deci",
+        stock={"model_type": "llama"},
+        config={"model_type": "deci", "num_key_value_heads_per_layer": [HEADS, HEADS]},
+        worn=dict,
+    ),
+    Disguise(
         name="internlm",
         stock={
             "model_type": "llama",

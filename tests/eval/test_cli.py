@@ -14,9 +14,12 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 from typer.testing import CliRunner
 
-from gqa.eval import stream
+from gqa.convert.errors import UserError
+from gqa.eval import evaluate, measure
 from gqa.eval.cli import app
+from gqa.eval.options import EvalOptions
 from gqa.eval.render import HEADINGS
+from gqa.eval.speed.options import SpeedOptions
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +38,9 @@ def gqa_eval(*arguments: object):
 def test_the_table_goes_to_stdout(checkpoint, data, tmp_path: Path):
     result = gqa_eval(f"before={checkpoint}", "--data", data, "--window", 16, "-o", tmp_path / "report")
     assert (result.exit_code, result.stderr) == (0, "")
-    for word in [*HEADINGS, "before", f"Report: {tmp_path / 'report' / 'report.md'}"]:
+    for word in [*HEADINGS, "before", f"Report: {tmp_path / 'report' / 'report.html'}"]:
         assert word in result.stdout
-    assert len(list((tmp_path / "report").iterdir())) == 2
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["report.html", "report.json", "report.md"]
 
 
 def test_json_prints_one_document_and_nothing_else(checkpoint, data, tmp_path: Path):
@@ -69,7 +72,39 @@ def test_every_option_reaches_the_evaluation(checkpoint, tmp_path: Path):
     flags = [word for name, value in asked.items() for word in (f"--{name.replace('_', '-')}", value)]
     result = gqa_eval(checkpoint, "--data", data, "--json", *flags)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert json.loads(result.stdout)["options"] == {"data": str(data)} | asked
+    made = json.loads(result.stdout)["options"]
+    assert {name: made[name] for name in asked} == asked
+
+
+def test_every_option_of_what_is_measured_beside_reaches_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    asked = []
+    monkeypatch.setattr(evaluate, "evaluate", lambda _checkpoints, options, *_, **__: asked.append(options) or stop())
+    words = "--window 8 --window 4 --no-divergence --recall 99 --recall 200 --tasks one,two --task-limit 3 --diagnose"
+    speed = "--speed --batch 1,8 --context 64,128 --repeats 3 --attention eager --compile --memory-gb 2.5"
+    more = ["--prompts", "Once", "--prompts", "Twice", "--new-tokens", "5", "--task-path", tmp_path]
+    gqa_eval("ckpt", "--data", "x", *words.split(), *speed.split(), *more)
+    assert asked == [
+        EvalOptions(
+            data="x",
+            window=8,
+            further_windows=(4,),
+            divergence=False,
+            recall=(99, 200),
+            tasks=("one", "two"),
+            task_path=str(tmp_path),
+            task_limit=3,
+            prompts=("Once", "Twice"),
+            new_tokens=5,
+            diagnose=True,
+            speed=SpeedOptions(
+                batch=(1, 8), context=(64, 128), repeats=3, attention="eager", compile=True, memory_gb=2.5
+            ),
+        )
+    ]
+
+
+def stop():
+    raise UserError("enough")
 
 
 def small_vocabulary(checkpoint: Path) -> None:
@@ -141,6 +176,25 @@ BAD_WORDS = {
     "bad window": (["CKPT", "--data", "DATA", "--window", "1"], "window is 1; it must be at least 2"),
     "one token": (["CKPT", "--data", "DATA", "--max-tokens", "1"], "max_tokens 1 leaves nothing to predict"),
     "bad stride": (["CKPT", "--data", "DATA", "--stride", "17"], "stride 17 is longer than the window 16"),
+    "same window twice": (["CKPT", "--data", "DATA", "--window", "8", "--window", "8"], "window 8 is given twice"),
+    "further window": (["CKPT", "--data", "DATA", "--window", "8", "--window", "512"], "window 512 is longer than the"),
+    "recall too long": (["CKPT", "--data", "DATA", "--recall", "500"], "recall 500 is longer than the 128 positions"),
+    "recall too short": (["CKPT", "--data", "DATA", "--recall", "20"], "has no room for its 8 pairs, which take"),
+    "unknown task": (["CKPT", "--data", "DATA", "--tasks", "no_such_task"], "has no task 'no_such_task'"),
+    "no task path": (["CKPT", "--data", "DATA", "--tasks", "a", "--task-path", "gone"], "no such folder: gone"),
+    "path without tasks": (["CKPT", "--data", "DATA", "--task-path", "gone"], "given without tasks"),
+    "empty prompt": (["CKPT", "--data", "DATA", "--prompts", " "], "a prompt is empty"),
+    "long prompt": (["CKPT", "--data", "DATA", "--prompts", "a " * 99], "more than the 128 positions of the model"),
+    "bad batch": (["CKPT", "--data", "DATA", "--speed", "--batch", "1,x"], "--batch is '1,x'; write whole numbers"),
+    "no batch": (["CKPT", "--data", "DATA", "--speed", "--batch", "0"], "speed batch is [0]; write whole numbers"),
+    "long context": (
+        ["CKPT", "--data", "DATA", "--speed", "--context", "127"],
+        "context (with the steps decoded) of 143",
+    ),
+    "bad attention": (
+        ["CKPT", "--data", "DATA", "--speed", "--context", "8", "--attention", "no"],
+        "attention no can't",
+    ),
     "bad device": (["CKPT", "--data", "DATA", "--device", "teapot"], "no device 'teapot'"),
 }
 
@@ -182,10 +236,11 @@ def test_running_out_of_memory_names_the_batch_size(checkpoint, data, monkeypatc
     def fail(*given, **more):
         raise torch.OutOfMemoryError("tried to allocate much")
 
-    monkeypatch.setattr(stream, "token_nlls", fail)
+    monkeypatch.setattr(measure, "score", fail)
     result = gqa_eval(checkpoint, "--data", data, "--window", 16)
     assert result.exit_code == 2
-    assert result.stderr == "Error: out of memory at batch size 32; choose a smaller --batch-size\n"
+    assert result.stderr.startswith("Error: out of memory at batch size ")
+    assert result.stderr.endswith("; choose a smaller --batch-size\n")
 
 
 def test_ctrl_c_ends_it_in_a_word(checkpoint, tmp_path: Path):

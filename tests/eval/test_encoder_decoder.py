@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, ByT5Tokenizer, WhisperConfig
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, ByT5Tokenizer
 
 from gqa.convert.errors import UserError
 from gqa.eval.evaluate import evaluate
@@ -201,13 +201,6 @@ def test_a_start_that_is_not_said_is_an_error(make_encoder_decoder, pairs):
         (checkpoint / file).write_text(json.dumps(said))
     with pytest.raises(UserError, match="lacks decoder_start_token_id or pad_token_id"):
         evaluate([checkpoint], options(pairs))
-
-
-def test_sound_is_no_text(t5, pairs, tmp_path: Path):
-    WhisperConfig().save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes((t5 / "model.safetensors").read_bytes())
-    with pytest.raises(UserError, match="is a whisper, whose sources are sound; only those of text can be read"):
-        evaluate([tmp_path], options(pairs))
 
 
 def test_two_processes_find_what_one_finds(t5, pairs, tmp_path: Path):

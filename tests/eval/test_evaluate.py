@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -101,11 +102,12 @@ def test_another_precision_is_noted(checkpoint, make_checkpoint, data):
 def test_the_files_of_a_report(checkpoint, other, data, tmp_path: Path):
     output = tmp_path / "new" / "report"
     made = evaluate([f"before={checkpoint}", f"after|x={other}"], options(data), output)
-    assert sorted(path.name for path in output.iterdir()) == ["report.json", "report.md"]
+    files = ["pareto.png", "report.html", "report.json", "report.md"]
+    assert sorted(path.name for path in output.iterdir()) == files
     assert list(output.parent.iterdir()) == [output]
     document = json.loads((output / "report.json").read_text())
     assert document == made.to_dict()
-    assert document["options"] == options(data).__dict__
+    assert document["options"] == json.loads(json.dumps(asdict(options(data))))
     before, after = document["checkpoints"]
     assert before["label"] == "before"
     assert after["num_kv_heads"] == 2
@@ -157,7 +159,7 @@ def test_an_output_is_replaced_only_when_asked(checkpoint, data, tmp_path: Path)
     with pytest.raises(UserError, match="exists; choose another with --output, or replace it with --overwrite"):
         evaluate([checkpoint], options(data), output)
     evaluate([checkpoint], options(data), output, overwrite=True)
-    assert sorted(path.name for path in output.iterdir()) == ["report.json", "report.md"]
+    assert sorted(path.name for path in output.iterdir()) == ["report.html", "report.json", "report.md"]
 
 
 @pytest.mark.parametrize("inside", ["checkpoint", "data"])

@@ -5,7 +5,8 @@ from itertools import product
 import pytest
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from gqa.eval.perplexity import Window, batches, default_batch_size, token_windows
+from gqa.eval.perplexity import Window, token_windows
+from gqa.eval.room import Room, bucketed
 
 LENGTHS = [0, 1, 2, 3, 7, 8, 9, 16, 17, 40]
 
@@ -70,15 +71,15 @@ def test_the_harness_windows_are_a_case_of_the_rule(length: int, max_length: int
     assert ours == theirs
 
 
-def test_batches_hold_every_window_once_and_the_longest_come_first():
-    windows = [Window(0, 3, 1), Window(3, 10, 4), Window(10, 12, 11), Window(12, 17, 13)]
-    made = batches(windows, 3)
-    assert [len(batch) for batch in made] == [3, 1]
-    assert [window.end - window.start for batch in made for window in batch] == [7, 5, 3, 2]
-    assert sorted(window for batch in made for window in batch) == windows
+LENGTHS_OF_ROWS = [3, 7, 2, 5, 7, 1]
 
 
-def test_the_default_batch_size_bounds_the_logits():
-    assert default_batch_size(256, 4096, 2) == 32
-    assert default_batch_size(1024, 32_000, 4) == 2
-    assert default_batch_size(8192, 256_000, 4) == 1
+def test_batches_hold_every_item_once_and_the_longest_come_first():
+    made = bucketed(LENGTHS_OF_ROWS, int, Room(tokens=1, rows=4))
+    assert made == [[7, 7, 5, 3], [2, 1]]
+
+
+def test_batches_take_as_many_rows_as_there_is_room_for():
+    assert bucketed(LENGTHS_OF_ROWS, int, Room(tokens=14)) == [[7, 7], [5, 3], [2, 1]]
+    assert bucketed(LENGTHS_OF_ROWS, int, Room(tokens=4)) == [[7], [7], [5], [3], [2, 1]]
+    assert bucketed([], int, Room(tokens=4)) == []

@@ -64,7 +64,7 @@ def test_a_second_run_skips_everything_and_shows_the_same_table(gqa_run: Run, re
         (line,) = [line for line in result.stdout.splitlines() if line.startswith(f"| {label} ")]
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert (cells[1], cells[4]) == (str(kv_heads), str(kv_bytes))
-    assert f"Report: {run / 'report' / 'report.md'}" in result.stdout
+    assert f"Report: {run / 'report' / 'report.html'}" in result.stdout
     assert written() == before
 
 

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
 from gqa.convert.plan import ConvertOptions
-from gqa.convert.provenance import read_stages, stages_text
+from gqa.convert.provenance import fingerprint, read_stages, stages_text
 from gqa.convert.rewrite import convert
 
 EDITED = "---\nlicense: mit\n---\n\n# In my own words\n"
@@ -302,6 +302,64 @@ def test_a_record_from_before_files_were_recorded(push, converted):
     stages[-1]["files"] = {"../../outside": {"size": 1, "sha256": ""}}
     (converted / "gqa.json").write_text(stages_text(stages))
     assert "has a list of files that is damaged" in said(push(converted, "me/tiny"))
+
+
+def report_of(checkpoint: Path, folder: Path, number: int = 2) -> Path:
+    """A report that says of `checkpoint` what a card asks for, in a format of that number, without a picture."""
+    row = {
+        "fingerprint": fingerprint(checkpoint),
+        "perplexity": 13.97,
+        "perplexity_ratio": 1,
+        "bits_per_byte": 0.75,
+        "num_kv_heads": 2,
+        "kv_cache": {"bytes_per_token": 256.0},
+        "weight_bytes": 5_220_000,
+        "dtype": "float32",
+        "sample": {"tokens": 1000, "text_sha256": "0" * 64},
+    }
+    options = {"data": "text.jsonl", "window": 16, "stride": None}
+    folder.mkdir()
+    (folder / "report.json").write_text(json.dumps({"format": number, "options": options, "checkpoints": [row]}))
+    return folder
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_report_of_either_format_gives_figures(push, converted, tmp_path, number):
+    report_of(converted, tmp_path / "report", number)
+    result = push(converted, "me/tiny", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "| **this checkpoint** | 2 | 13.97 |" in result.stdout
+    assert "pareto.png" not in result.stdout
+
+
+def test_a_report_of_a_later_format(push, converted, tmp_path):
+    report_of(converted, tmp_path / "report", 3)
+    assert "has format 3; this version reads 1 and 2" in said(push(converted, "me/tiny", "--dry-run"))
+
+
+def test_the_picture_of_the_report_goes_along(hub, push, converted, tmp_path):
+    report = report_of(converted, tmp_path / "report")
+    picture = b"\x89PNG\r\n\x1a\n, and so on"
+    (report / "pareto.png").write_bytes(picture)
+    for _ in range(2):  # a second push finds the first one's picture in the directory
+        result = push(converted, "me/tiny")
+        assert result.exit_code == 0, result.output
+        assert "Not sent" not in result.stdout
+        there = hub.repos["me/tiny"].files()
+        assert there["pareto.png"] == picture
+        alt = "Quality against cost. this checkpoint: perplexity 13.97, 256 KV bytes a token"
+        assert f"![{alt}](pareto.png)" in there["README.md"].decode()
+        assert "pareto.png" not in json.loads(there["gqa.json"])["stages"][-1]["files"]
+    (report / "pareto.png").write_bytes(picture + b", again")
+    assert push(converted, "me/tiny").exit_code == 0
+    assert hub.repos["me/tiny"].files()["pareto.png"] == picture + b", again"
+
+
+def test_a_picture_that_is_none(push, converted, tmp_path):
+    report = report_of(converted, tmp_path / "report")
+    (report / "pareto.png").write_text("<svg/>")
+    assert "pareto.png is not a PNG; make the report again" in said(push(converted, "me/tiny", "--dry-run"))
+    assert not (converted / "pareto.png").exists()
 
 
 def test_a_report_of_another_checkpoint(push, converted, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from typer.testing import CliRunner
 
 from gqa.convert.calibration import CalibrationOptions
@@ -20,7 +20,7 @@ from gqa.convert.errors import UserError
 from gqa.convert.families.rewritten import REWRITTEN
 from gqa.convert.family import all_families
 from gqa.convert.layerfit import FitOptions
-from gqa.convert.modeling import OWN, single_file
+from gqa.convert.modeling import OWN, register, single_file
 from gqa.convert.plan import ConvertOptions, plan_conversion
 from gqa.convert.provenance import read_stages
 from gqa.convert.rewrite import convert
@@ -98,13 +98,47 @@ def test_one_layer_at_a_time_is_the_model_to_the_last_bit(own, on_disk, both):
 def test_it_loads_where_gqa_is_not_installed(name, saved, load, tmp_path):
     convert(saved(name), tmp_path / "out", ConvertOptions(groups=2))
     torch.save(IDS, tmp_path / "ids")
+    run_elsewhere(tmp_path)
+    assert torch.equal(torch.load(tmp_path / "logits"), logits(load(tmp_path / "out")))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bloom"])
+def test_what_is_saved_of_a_registered_class_brings_its_code(name, saved, load, tmp_path):
+    """From `register` to a process that has no gqa, by nothing but transformers' own `save_pretrained`."""
+    convert(saved(name), tmp_path / "converted", ConvertOptions(groups=2))
+    model = load(tmp_path / "converted")
+    assert type(model).__module__.startswith("gqa.")
+    model.config.auto_map = {"AutoModelForCausalLM": "me/repo--modeling.Other"}  # as where it came from the Hub
+    model.save_pretrained(tmp_path / "out")
+    file = f"modeling_gqa_{name}.py"
+    assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "converted" / file).read_bytes()
+    said, before = (json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("out", "converted"))
+    assert {said[key] == before[key] for key in ("auto_map", "architectures", "model_type")} == {True}
+    torch.save(IDS, tmp_path / "ids")
+    run_elsewhere(tmp_path)
+    torch.testing.assert_close(torch.load(tmp_path / "logits"), logits(model), rtol=0, atol=1e-12)
+
+
+def run_elsewhere(folder: Path) -> None:
+    """Load `out` and write its logits in a process that has no gqa."""
     command = [sys.executable, "-W", "error::UserWarning", "-c", REMOTE, "out", "ids", "logits"]
-    place = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    place = {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | place, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=folder, env=os.environ | place, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert torch.equal(torch.load(tmp_path / "logits"), logits(load(tmp_path / "out")))
+
+
+@pytest.mark.parametrize("model_type", OWN)
+def test_what_is_saved_of_any_of_them_names_its_code(model_type, tmp_path):
+    register(model_type)
+    register(model_type)
+    AutoConfig.for_model(model_type).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["auto_map"] == single_file.settings(model_type)["auto_map"]
+    assert (tmp_path / single_file.file_name(model_type)).read_text() == single_file.source(model_type)
+    with pytest.raises(AssertionError, match="should be a directory"):
+        AutoConfig.for_model(model_type).save_pretrained(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize("model_type", OWN)

@@ -1,5 +1,7 @@
 """Our classes against transformers' own: the same with all heads, and with tied heads the same with fewer."""
 
+import subprocess
+import sys
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -166,3 +168,17 @@ def test_registering_twice_is_registering_once():
         assert found["AutoConfig"].model_type == model_type
         for name in found.keys() - {"AutoConfig"}:
             assert getattr(transformers, name)._model_mapping[found["AutoConfig"]] is found[name]
+
+
+def test_importing_makes_nothing_known():
+    """transformers is not even imported; what makes classes known is called."""
+    program = (
+        "import sys, gqa.convert.modeling as ours\n"
+        "assert 'transformers' not in sys.modules and 'torch' not in sys.modules\n"
+        "from transformers import CONFIG_MAPPING\n"
+        "assert not any(name in CONFIG_MAPPING for name in ours.OWN)\n"
+        "ours.register('gqa_gpt2')\n"
+        "assert [name for name in ours.OWN if name in CONFIG_MAPPING] == ['gqa_gpt2']\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

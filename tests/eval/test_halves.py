@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from gqa.eval.halves import Halves
 from gqa.eval.teacher import decoder_inputs
-from gqa.uptrain.halves import Halves
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},

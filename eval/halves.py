@@ -37,7 +37,7 @@ class Halves:
         return self.model.get_output_embeddings().weight.shape[0]
 
     def hidden(self, **inputs: Any) -> torch.Tensor:
-        """The hidden states that the head is given. [rows, length, hidden_size]."""
+        """The hidden states that the head is given; a cache has to be asked for. [rows, length, hidden_size]."""
         found: list[torch.Tensor] = []
         trunk = self.trunk
 
@@ -48,7 +48,7 @@ class Halves:
             return self._output(last_hidden_state=output[0][:, :1])  # logits of one token cost nothing
 
         with self._instead(first_only):
-            self.model(use_cache=False, **inputs)
+            self.model(**({"use_cache": False} | inputs))
         (hidden,) = found
         return hidden
 
@@ -62,6 +62,11 @@ class Halves:
             inputs = {"encoder_outputs": (hidden[None],), "decoder_input_ids": ids}
         with self._instead(lambda *_, **__: output(last_hidden_state=hidden[None])):
             return self.model(use_cache=False, **inputs).logits[0]
+
+    def drop_trunk(self) -> None:
+        """Give the trunk's memory back; logits can still be made of hidden states that it made before."""
+        above, _, name = self._name.rpartition(".")
+        setattr(self.model.get_submodule(above), name, nn.Identity())
 
     @contextmanager
     def _instead(self, run: Callable[..., Any]) -> Iterator[None]:

@@ -1,0 +1,153 @@
+"""What latent attention loses beside shared heads, at equal bytes of cache: one checkpoint, several sizes, one plot.
+
+Every cell is a real conversion, written to disk in float32 and evaluated from there by transformers' own class; what is
+counted is the NLL above the source's on the same tokens, in nats. Both kinds get the same text and the same steps of
+the same fit. Sizes are shares of the source's cache; shared heads end at one head, the latent goes on. Results are kept
+in a file as they come, and a run that was stopped goes on behind them.
+"""
+
+import json
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from gqa.convert.calibration import CalibrationOptions
+from gqa.convert.latent.plan import LatentOptions
+from gqa.convert.latent.rewrite import convert_latent
+from gqa.convert.layerfit import FitOptions
+from gqa.convert.plan import ConvertOptions, plan_conversion
+from gqa.convert.pretrained import quiet_transformers
+from gqa.convert.rewrite import convert
+from gqa.eval.evaluate import evaluate
+from gqa.eval.options import EvalOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One conversion."""
+
+    kind: Literal["gqa", "mla"]
+    share: float
+    """of the source's cache"""
+    tokens: int
+    """of the fit; 0: none, and no calibration either"""
+    steps: int
+    rope_dim: int | None = None
+    window: int
+    """of the fit's text and of the evaluation"""
+    scored_window: int
+    """of the evaluation alone, where it is another"""
+
+
+def measure(checkpoint: Path, data: str, text: str, case: Case, max_tokens: int) -> dict[str, float]:
+    """Convert and evaluate."""
+    calibration = fit = None
+    if case.tokens:
+        calibration = CalibrationOptions(data=text, tokens=case.tokens, sequence_length=case.window)
+        fit = FitOptions(steps=case.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        out, began = Path(folder) / "out", time.monotonic()
+        options = ConvertOptions(groups=1, method="lowrank", dtype="float32", calibration=calibration, fit=fit)
+        if case.kind == "mla":
+            convert_latent(checkpoint, out, LatentOptions(kv_budget=case.share, rope_dim=case.rope_dim), options)
+        else:
+            heads = plan_conversion(checkpoint, options).shape.num_kv_heads
+            groups = ConvertOptions(
+                groups=round(case.share * heads), method="lowrank", dtype="float32", calibration=calibration, fit=fit
+            )
+            convert(checkpoint, out, groups)
+        seconds = time.monotonic() - began
+        scoring = EvalOptions(data=data, window=case.scored_window, max_tokens=max_tokens, dtype="float32")
+        before, after = evaluate([checkpoint, out], scoring).rows
+    return {
+        "gap": after.nll.value - before.nll.value,
+        "perplexity": after.perplexity,
+        "bytes": after.result.kv_cache.bytes_per_token,
+        "seconds": seconds,
+    }
+
+
+def table(results: dict[str, dict[str, float]]) -> str:
+    """The results as Markdown, a row for every size."""
+    lines = ["| kind | share of the cache | bytes a token | fit | scored at | NLL above | seconds |", "|---" * 7 + "|"]
+    for key, result in results.items():
+        case = Case(**json.loads(key))
+        fit = f"{case.tokens:,} tokens, {case.steps} steps" if case.tokens else "none"
+        rope = f", rotary key {case.rope_dim}" if case.rope_dim else ""
+        lines.append(
+            f"| {case.kind}{rope} | {case.share:g} | {result['bytes']:,.0f} | {fit} | {case.scored_window} | "
+            f"{result['gap']:.4f} | {result['seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, dict[str, float]], path: Path) -> None:
+    """NLL gap against cache bytes, a line for each kind of cache and each fit."""
+    from matplotlib.figure import Figure
+
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for key, result in results.items():
+        case = Case(**json.loads(key))
+        if case.rope_dim is None and case.scored_window == case.window:
+            label = f"{case.kind}, " + (f"fit on {case.tokens:,} tokens" if case.tokens else "no data")
+            lines.setdefault(label, []).append((result["bytes"], result["gap"]))
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
+    axes.set(xscale="log", yscale="log", xlabel="KV-cache bytes a token (float32)", ylabel="NLL above the original")
+    axes.legend()
+    figure.savefig(path)
+
+
+def main(
+    checkpoint: Annotated[Path, typer.Argument(help="A multi-head checkpoint.")],
+    data: Annotated[str, typer.Option(help="Held-out text to evaluate on.")],
+    calibration: Annotated[str, typer.Option(help="Other text, to fit on.")],
+    results: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("runs/mla_quality.jsonl"),
+    share: Annotated[list[float] | None, typer.Option(help="Shares.  [default: 1/2, 1/4, 1/8, 1/16]")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="gqa, mla.  [default: both]")] = None,
+    fit: Annotated[list[int] | None, typer.Option(help="Tokens of fits; 0: none.  [default: 0, 65536]")] = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps a layer.")] = 1000,
+    rope_dim: Annotated[int | None, typer.Option(help="Of the rotary key.  [default: the conversion's]")] = None,
+    window: int = 256,
+    scored_window: Annotated[int | None, typer.Option(help="Of the evaluation.  [default: the same]")] = None,
+    max_tokens: int = 40960,
+    picture: Annotated[Path | None, typer.Option(help="Draw the plot here, as .svg or .png.")] = None,
+) -> None:
+    """Fill the table, or go on filling it, and print it."""
+    quiet_transformers()
+    found = dict(map(json.loads, results.read_text().splitlines())) if results.exists() else {}
+    results.parent.mkdir(parents=True, exist_ok=True)
+    heads = plan_conversion(checkpoint, ConvertOptions(groups=1, method="lowrank")).shape.num_kv_heads
+    for tokens in fit if fit is not None else [0, 65536]:
+        for part in share or [1 / 2, 1 / 4, 1 / 8, 1 / 16]:
+            for one in kind or ["gqa", "mla"]:
+                if one == "gqa" and (part * heads < 1 or heads % round(part * heads)):
+                    continue
+                case = Case(
+                    kind="mla" if one == "mla" else "gqa",
+                    share=part,
+                    tokens=tokens,
+                    steps=steps if tokens else 0,
+                    rope_dim=rope_dim if one == "mla" else None,
+                    window=window,
+                    scored_window=scored_window or window,
+                )
+                key = json.dumps(asdict(case))
+                if key not in found:
+                    found[key] = measure(checkpoint, data, calibration, case, max_tokens)
+                    with results.open("a") as file:
+                        file.write(json.dumps([key, found[key]]) + "\n")
+                    typer.echo(f"{case}: {found[key]}", err=True)
+    typer.echo(table(found))
+    if picture:
+        plot(found, picture)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,257 @@
+"""What a conversion to latent attention is going to do, worked out before anything is spent on it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gqa.convert.checkpoint import Checkpoint
+from gqa.convert.config import converted_config
+from gqa.convert.derived import Entry
+from gqa.convert.errors import UserError
+from gqa.convert.latent.factors import Factors
+from gqa.convert.latent.frequencies import chosen_pairs, rope_settings, score_factor
+from gqa.convert.latent.sources import check_held
+from gqa.convert.latent.target import MODEL_TYPE, LatentShape, family
+from gqa.convert.merging import load_layer
+from gqa.convert.moments import Moments
+from gqa.convert.plan import ConvertOptions, Plan, plan_conversion
+from gqa.convert.pretrained import load_config
+from gqa.convert.wide import widened
+from gqa.convert.writer import OutputTensor
+
+_CARRIED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "use_cache",
+    "bos_token_id",
+    "eos_token_id",
+    "tie_word_embeddings",
+    "attention_dropout",
+)
+_SAID = ("dtype", "torch_dtype", "transformers_version")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentOptions:
+    """How large what is cached becomes: a share of the original's cache, or numbers."""
+
+    kv_budget: float | None = None
+    """the share of the KV cache to keep"""
+    kv_rank: int | None = None
+    """numbers of a token's latent, one of which is constant; in place of the share, or beside it"""
+    rope_dim: int | None = None
+    """numbers of a token's rotary key (default: as many as a head has beside a `kv_rank`; of a share three eighths, and
+    no more than twice as many as a head has)"""
+
+    def __post_init__(self) -> None:
+        if self.kv_rank is None and self.kv_budget is None:
+            raise UserError("how large a latent? give --kv-rank N or --kv-budget SHARE")
+        if self.kv_rank is not None and self.kv_budget is not None:
+            raise UserError("--kv-rank and --kv-budget both say how much to keep; give one of them")
+        if self.kv_budget is not None and not 0 < self.kv_budget < 1:
+            raise UserError(
+                f"kv_budget is {self.kv_budget:g}; it is a share of the KV cache, between 0 and 1 (0.25 keeps a "
+                "quarter)"
+            )
+        for name in ("kv_rank", "rope_dim"):
+            value = getattr(self, name)
+            if value is not None and (value < 2 or value % 2):
+                raise UserError(f"{name} is {value}; it must be even and at least 2")
+
+    def sizes(self, cached: int, head_dim: int) -> tuple[int, int]:
+        """Numbers of the latent and of the rotary key.
+
+        Args:
+            cached: numbers that the original caches for a token in a layer.
+            head_dim: components of a head.
+
+        Raises:
+            UserError: the budget has no room for both, or there is not so much to keep.
+        """
+        budget = None if self.kv_budget is None else 2 * int(self.kv_budget * cached * (1 + 1e-9) / 2)
+        usual = head_dim if budget is None else min(2 * head_dim, max(2, 2 * (3 * budget // 16)))
+        rope_dim = self.rope_dim or usual
+        kv_rank = self.kv_rank or (budget or 0) - rope_dim
+        if kv_rank < 2:
+            raise UserError(
+                f"kv_budget is {self.kv_budget:g}, of {cached} numbers that are cached for a token in a layer: that "
+                f"leaves no room for a latent beside the {rope_dim} of the rotary key; keep more, or lower --rope-dim"
+            )
+        if kv_rank > cached + 2:
+            raise UserError(f"kv_rank is {kv_rank}, but {cached + 2} hold all that there is; ask for no more")
+        if rope_dim > cached // 2:
+            raise UserError(f"rope_dim is {rope_dim}, but all keys together have {cached // 2}; ask for no more")
+        return kv_rank, rope_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rest(Checkpoint):
+    """A checkpoint as one of the target's class, without its attention."""
+
+    kept: Mapping[str, Entry]
+    """its tensors"""
+
+    @cached_property
+    def entries(self) -> dict[str, Entry]:
+        """As in `Checkpoint`."""
+        return dict(self.kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentPlan:
+    """A conversion that passed every check that needs no calibration."""
+
+    source: Plan
+    """the checkpoint; what that plan would do to its heads does not matter"""
+    shape: LatentShape
+    factors: Factors
+    config: dict[str, Any]
+    """config.json of the output"""
+    merged: list[list[OutputTensor]]
+    """of every layer, the tensors of its attention"""
+    tensors: list[OutputTensor]
+    """the whole output, in writing order"""
+
+    @property
+    def options(self) -> ConvertOptions:
+        """Calibration, fit and dtype."""
+        return self.source.options
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the layers in the output."""
+        return self.merged[0][0].dtype
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of weights in the output."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def cache_bytes_before(self) -> int:
+        """Of a token, in all layers, at the dtype of the output."""
+        shape = self.source.shape
+        return 2 * shape.num_kv_heads * shape.head_dim * shape.num_layers * self.dtype.itemsize
+
+    @property
+    def cache_bytes_after(self) -> int:
+        """The same of the output."""
+        return self.shape.cached * self.source.shape.num_layers * self.dtype.itemsize
+
+    def rest(self) -> Rest:
+        """What the target's class is given, but for attention."""
+        return Rest(
+            path=self.source.checkpoint,
+            on_disk={},
+            rewrite=None,
+            config=self.config,
+            settings=self.config,
+            family=family(self.shape),
+            shape=self.source.shape,
+            kept={tensor.name: tensor.source for tensor in self.tensors if tensor.source is not None},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        return {
+            "checkpoint": str(self.source.checkpoint),
+            "model_type": MODEL_TYPE,
+            "rewritten_from": self.source.rewritten_from or self.source.family.model_type,
+            "own_code": False,
+            "method": "latent",
+            **self.facts(),
+            "num_heads": self.source.shape.num_heads,
+            "kv_heads_before": self.source.shape.num_kv_heads,
+            "head_dim": self.source.shape.head_dim,
+            "weight_bytes": self.total_bytes,
+            "cache_bytes_per_token_before": self.cache_bytes_before,
+            "cache_bytes_per_token_after": self.cache_bytes_after,
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """The sizes, and which rotary pairs of a head's the shared key turns like."""
+        return {"latent": {**asdict(self.shape), "rotary_pairs": list(self.factors.pairs)}}
+
+
+def plan_latent(checkpoint: Path, latent: LatentOptions, options: ConvertOptions) -> LatentPlan:
+    """Check the checkpoint and lay out the output.
+
+    Args:
+        checkpoint: its directory.
+        latent: how large what is cached becomes.
+        options: dtype, calibration and fit; groups and method are of no use.
+
+    Raises:
+        UserError: anything about the checkpoint or the options that makes the conversion impossible.
+    """
+    source = plan_conversion(checkpoint, options)
+    config = load_config(checkpoint, source.config if source.rewritten_from else None, wrapped=True)
+    check_held(source, config)
+    heads, rotation = source.shape, source.freedoms[0].rotation
+    kv_rank, rope_dim = latent.sizes(2 * heads.num_kv_heads * heads.head_dim, heads.head_dim)
+    scale = score_factor(config) * heads.head_dim**-0.5
+    shape = LatentShape(
+        hidden_size=heads.hidden_size,
+        num_heads=heads.num_heads,
+        kv_rank=kv_rank,
+        rope_dim=rope_dim,
+        still_dim=heads.head_dim,
+        head_dim=heads.head_dim,
+        query_bias=f"{source.family.q}.bias" in source.attention[0],
+    )
+    pairs = chosen_pairs(_wide_layers(source), rotation, rope_dim)
+    carried = {key: getattr(config, key) for key in _CARRIED if hasattr(config, key)} | {
+        key: source.config[key] for key in _SAID if key in source.config
+    }
+    written = {"architectures": ["YoutuForCausalLM"], "model_type": MODEL_TYPE, **carried, **shape.settings()}
+    written["pad_token_id"] = None  # the class would put zeros in the place of that token's embedding, also when tied
+    written["rope_parameters"] = rope_settings(config, rotation, pairs)
+    merged = [_attention(source, layer, shape) for layer in range(heads.num_layers)]
+    return LatentPlan(
+        source=source,
+        shape=shape,
+        factors=Factors(pairs=pairs, rank=kv_rank - 1, scale=scale),
+        config=converted_config(written, {}, options.dtype),
+        merged=merged,
+        tensors=list(_in_writing_order(source, merged)),
+    )
+
+
+def _wide_layers(source: Plan) -> Iterator[Any]:
+    unit = Moments.unit(source.shape.hidden_size)
+    for layer, freedom in enumerate(source.freedoms):
+        yield widened(load_layer(source, layer, also_queries=True), freedom, unit)
+
+
+def _attention(source: Plan, layer: int, shape: LatentShape) -> list[OutputTensor]:
+    """The tensors of a layer's attention, but for an output bias that stands in the source."""
+    prefix, dtype = source.prefixes[layer], source.merged[layer][0].dtype
+    bias = "o_proj.bias"
+    there = any(tensor.name == prefix + bias for tensor in source.tensors)
+    shapes = shape.tensors() | ({} if there else {bias: (shape.hidden_size,)})
+    return [OutputTensor(name=prefix + name, dtype=dtype, shape=size, source=None) for name, size in shapes.items()]
+
+
+def _in_writing_order(source: Plan, merged: list[list[OutputTensor]]) -> Iterator[OutputTensor]:
+    """The source's order, each layer's attention where it stood there."""
+    layer_of = {
+        prefix + name: layer for layer, prefix in enumerate(source.prefixes) for name in source.attention[layer]
+    }
+    written: set[int] = set()
+    for tensor in source.tensors:
+        layer = layer_of.get(tensor.name)
+        if layer is None:
+            yield tensor
+        elif layer not in written:
+            written.add(layer)
+            yield from merged[layer]

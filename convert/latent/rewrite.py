@@ -1,0 +1,88 @@
+"""The story of a conversion to latent attention: plan, stream every tensor from disk to disk, say what was done."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+
+from gqa.convert.ahead import LayerStore, layers_ahead
+from gqa.convert.calibration import Progress
+from gqa.convert.latent.making import latent_layers, latent_making
+from gqa.convert.latent.plan import LatentOptions, LatentPlan, plan_latent
+from gqa.convert.latent.target import MODEL_TYPE
+from gqa.convert.ondemand import LayersOnDemand
+from gqa.convert.plan import ConvertOptions
+from gqa.convert.provenance import new_stage, read_stages, write_stages
+from gqa.convert.rewrite import ignore_progress, new_checkpoint
+from gqa.convert.sidefiles import write_config
+from gqa.convert.tokenizer import write_tokenizer
+from gqa.convert.writer import Advance, plan_shards, write_shards
+
+
+def convert_latent(
+    checkpoint: Path,
+    output: Path,
+    latent: LatentOptions,
+    options: ConvertOptions,
+    *,
+    overwrite: bool = False,
+    advance: Advance = ignore_progress,
+    progress: Progress = lambda *_: None,
+) -> LatentPlan:
+    """Convert the checkpoint directory `checkpoint` into the new directory `output`. See `gqa.convert.rewrite.convert`.
+
+    Raises:
+        UserError: the input, the options or the output can't be used; nothing is left behind.
+    """
+    plan = plan_latent(checkpoint, latent, options)
+    write_latent(plan, output, overwrite=overwrite, advance=advance, progress=progress)
+    return plan
+
+
+def write_latent(
+    plan: LatentPlan,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    advance: Advance = ignore_progress,
+    progress: Progress = lambda *_: None,
+) -> None:
+    """Carry out a plan. See `convert_latent`."""
+    checkpoint = plan.source.checkpoint
+    with new_checkpoint(checkpoint, output, plan.total_bytes, overwrite=overwrite) as work:
+        write_tokenizer(checkpoint, work)
+        with _made(plan, output, progress) as made:
+            write_shards(work, plan_shards(plan.tensors, plan.options.max_shard_bytes), made.take, advance)
+        write_config(work, plan.config)
+        write_stages(work, [*read_stages(checkpoint), latent_stage(plan, made.records)])
+
+
+def latent_stage(plan: LatentPlan, records: Mapping[int, Mapping[str, object]]) -> dict[str, object]:
+    """The conversion's entry in `gqa.json`, with what became of every layer."""
+    source, options = plan.source, plan.options
+    layers = range(source.shape.num_layers)
+    return new_stage(
+        "convert",
+        source.checkpoint,
+        model_type=MODEL_TYPE,
+        rewritten_from=source.rewritten_from or source.family.model_type,
+        own_code=None,
+        method="latent",
+        grouping="none",
+        restrictions=[],
+        **plan.facts(),
+        calibration=options.calibration and asdict(options.calibration),
+        fit=options.fit and asdict(options.fit),
+        seed=options.seed,
+        dtype=options.dtype,
+        num_heads=source.shape.num_heads,
+        kv_heads_before=[source.shape.num_kv_heads for _ in layers],
+        kv_heads_after=[source.shape.num_heads for _ in layers],
+        layers=[dict(records[layer]) for layer in sorted(records)],
+    )
+
+
+def _made(plan: LatentPlan, output: Path, progress: Progress) -> AbstractContextManager[LayerStore | LayersOnDemand]:
+    if plan.options.calibration:
+        return layers_ahead(latent_making(plan), output, progress)
+    return latent_layers(plan)

@@ -1,0 +1,84 @@
+"""Which checkpoints the target's class can hold, apart from their attention: those whose layers are like Llama's.
+
+That is rotary positions on whole heads in every layer, nothing between q and k and their product, attention over the
+whole text, RMS norms before attention and before gated dense layers without biases, and nothing else.
+"""
+
+import re
+from typing import TYPE_CHECKING
+
+from gqa.convert.errors import UserError
+from gqa.convert.family import Family
+from gqa.convert.plan import Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+HELD = ("ernie4_5", "helium", "internlm3", "iquestcoder", "llama", "mistral", "qwen2", "seed_oss")
+"""model types, after a rewrite if there is one, whose layers the target's class computes alike"""
+
+_OUTSIDE = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+_IN_LAYERS = {
+    "input_layernorm.weight",
+    "post_attention_layernorm.weight",
+    *(f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
+}
+_LAYER = re.compile(r"model\.layers\.\d+\.")
+
+
+def check_held(source: Plan, config: "PreTrainedConfig") -> None:
+    """Refuse what the target can't hold.
+
+    Args:
+        source: the checkpoint.
+        config: its configuration, as its class reads it.
+
+    Raises:
+        UserError: with the reason.
+    """
+    reason = _of_family(source.family) or _of_settings(source, config) or _of_tensors(source)
+    if reason:
+        model_type = source.rewritten_from or source.family.model_type
+        raise UserError(
+            f"{model_type} can't be converted to latent attention: {reason}; merge its heads instead, without --to mla"
+        )
+
+
+def _of_family(family: Family) -> str | None:
+    if family.sites:
+        return "it is an encoder-decoder, of which no class has it"
+    if family.homes:
+        return "no multimodal class has a language model with it"
+    if family.rotary == "none":
+        return "it has no rotary positions, which the class that holds the result has in every layer"
+    if family.k_norm_scope != "none" and family.k_norm_key is None:
+        return "a norm on its queries and keys would have to stand behind the latent, where the class has none"
+    if family.outputs != "plain" or family.beside:
+        return "its attention has more than queries, keys and values, which the class that holds the result has not"
+    if family.model_type not in HELD:
+        return f"a {family.model_type} has other norms, positions or feed-forward layers than the class for the result"
+    return None
+
+
+def _of_settings(source: Plan, config: "PreTrainedConfig") -> str | None:
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windowed = kinds != {"full_attention"} if getattr(config, "layer_types", None) else window is not None
+    if windowed and (window or 0) < config.max_position_embeddings:
+        return f"its attention sees a window of {window} tokens, where that of the class for the result sees all"
+    if any(2 * freedom.rotation.pairs != source.shape.head_dim for freedom in source.freedoms):
+        return "not all components of its heads rotate, in all layers"
+    if any(freedom.keys != "free" or freedom.values != "free" for freedom in source.freedoms):
+        return "something stands between its projections and attention"
+    if source.shape.head_dim % 2:
+        return "its heads have an odd number of components"
+    return None
+
+
+def _of_tensors(source: Plan) -> str | None:
+    attention = tuple(source.prefixes)
+    for name in (tensor.name for tensor in source.tensors if not tensor.name.startswith(attention)):
+        in_layer = _LAYER.sub("", name)
+        if in_layer not in (_OUTSIDE if in_layer == name else _IN_LAYERS):
+            return f"the class for the result has no place for {name}"
+    return None

@@ -1,0 +1,1 @@
+"""report.html: what its pictures show, how they are drawn, and the page around them."""
