@@ -25,7 +25,7 @@ def compare_reports(paths: Sequence[Path], output: Path | None = None, *, overwr
     """Put reports of the same data together, as `gqa-eval compare` does.
 
     Args:
-        paths: report.json files, or directories with one; the first has the checkpoint that the others are compared with.
+        paths: report.json files, or directories with one; the first has the checkpoint that others are compared with.
         output: a directory to make for report.html, report.md and report.json.
         overwrite: whether it may replace one that exists.
 
