@@ -8,15 +8,20 @@ rounds in one process, so that what else the machine does hits all alike; ratios
     python benchmarks/eval_throughput.py CHECKPOINT --data HELDOUT.jsonl
     python benchmarks/eval_throughput.py CHECKPOINT --data HELDOUT.jsonl --vocabulary 131072   # random, a wide head
     python benchmarks/eval_throughput.py CHECKPOINT --data HELDOUT.jsonl --max-length 1024 --stride 512
+    python benchmarks/eval_throughput.py CHECKPOINT --data HELDOUT.jsonl --paragraphs    # short texts of all lengths
 
 The documentation's loop (https://huggingface.co/docs/transformers/perplexity) takes one document after another, window
 by window, and keeps all logits of one; the harness goes batch by batch, and keeps all of a batch and their log-softmax.
 """
 
-import os
+import json
+import logging
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +40,6 @@ from gqa.eval.room import Room
 from gqa.eval.scoring import score
 from gqa.eval.stream import StreamMaterial, stream_material
 
-os.environ.setdefault("TQDM_DISABLE", "1")  # read by the harness' bars
 Way = Callable[[], np.ndarray]
 
 
@@ -46,6 +50,7 @@ def main(
     max_length: Annotated[int, typer.Option(help="Tokens of a window.")] = 512,
     stride: Annotated[int | None, typer.Option(help="From one window to the next.  [default: max_length]")] = None,
     max_tokens: Annotated[int, typer.Option(help="Of the data.")] = 65_536,
+    paragraphs: Annotated[bool, typer.Option("--paragraphs", help="Make every paragraph a document.")] = False,
     batch_size: Annotated[int, typer.Option(help="The harness' windows per pass; ours chooses its own.")] = 8,
     rounds: Annotated[int, typer.Option(help="How often each goes.")] = 3,
     dtype: Annotated[str, typer.Option(help="Of the model.")] = "float32",
@@ -59,7 +64,9 @@ def main(
         model = random_model(vocabulary).to(device, getattr(torch, dtype)).eval()
     model.config.max_position_embeddings = max(max_length, model.config.max_position_embeddings)
     stride = stride or max_length
-    material = read(tokenizer, data, max_length, stride, max_tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        source = split(data, Path(folder) / "paragraphs.jsonl") if paragraphs else data
+        material = read(tokenizer, source, max_length, stride, max_tokens)
     ways: dict[str, Way] = {
         "gqa-eval": lambda: ours(model, material),
         "documentation's loop": lambda: documentation(model, material, max_length, stride),
@@ -76,6 +83,14 @@ def main(
     for name, nlls in found.items():
         np.testing.assert_allclose(nlls, found["gqa-eval"], rtol=1e-4 if dtype == "float32" else 1e-2, err_msg=name)
     show(seconds, material, float(found["gqa-eval"].sum() / material.sample.num_tokens))
+
+
+def split(data: Path, output: Path) -> Path:
+    """The paragraphs of the documents as documents."""
+    texts = [json.loads(line)["text"] for line in data.read_text(encoding="utf-8").splitlines()]
+    parts = [part for text in texts for part in text.split("\n\n") if len(part) > 1]
+    output.write_text("".join(json.dumps({"text": part}) + "\n" for part in parts), encoding="utf-8")
+    return output
 
 
 def read(
@@ -108,13 +123,15 @@ def harness(
     from lm_eval.models.huggingface import HFLM
 
     wrap: Any = HFLM
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     model_of = wrap(
         pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=length, add_bos_token=False
     )
     texts = [material.text.ids[start + 1 : end].tolist() for start, end in material.text.sequences]
     model_of.tok_encode = lambda number, **_: texts[int(number)]  # so that tokenising is nobody's time
     requests = [Instance("loglikelihood_rolling", {}, (str(number),), number) for number in range(len(texts))]
-    return -np.array(model_of.loglikelihood_rolling(requests, disable_tqdm=True))
+    with redirect_stderr(StringIO()):  # its bars
+        return -np.array(model_of.loglikelihood_rolling(requests, disable_tqdm=True))
 
 
 def documentation(model: PreTrainedModel, material: StreamMaterial, length: int, stride: int) -> np.ndarray:
@@ -138,7 +155,7 @@ def documentation(model: PreTrainedModel, material: StreamMaterial, length: int,
     return np.array(nlls)
 
 
-def random_model(vocabulary: int) -> LlamaForCausalLM:
+def random_model(vocabulary: int) -> Any:
     """As small as the checkpoint that is measured, but for its head."""
     torch.manual_seed(0)
     return LlamaForCausalLM(
