@@ -134,16 +134,18 @@ class LatentPlan:
 
     @property
     def total_bytes(self) -> int:
+        """Of all weights that are written."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
     def cache_bytes_before(self) -> int:
         """Of a token, in all layers, at the dtype of the output."""
-        shape = self.source.shape
-        return 2 * shape.num_kv_heads * shape.head_dim * shape.num_layers * self.dtype.itemsize
+        heads = sum(place.kv_heads for place in self.source.places)
+        return 2 * heads * self.source.shape.head_dim * self.dtype.itemsize
 
     @property
     def cache_bytes_after(self) -> int:
+        """The same of the result."""
         return self.shape.cached * self.source.shape.num_layers * self.dtype.itemsize
 
     def rest(self) -> Rest:

@@ -76,7 +76,7 @@ def latent_stage(plan: LatentPlan, records: Mapping[int, Mapping[str, object]]) 
         seed=options.seed,
         dtype=options.dtype,
         num_heads=source.shape.num_heads,
-        kv_heads_before=[source.shape.num_kv_heads for _ in layers],
+        kv_heads_before=[place.kv_heads for place in source.places],
         kv_heads_after=[source.shape.num_heads for _ in layers],
         layers=[dict(records[layer]) for layer in sorted(records)],
     )
