@@ -11,7 +11,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check docs format clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,18 +28,25 @@ check: $(READY) .links  ## Formatting, lint, types and import direction
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/test_house.py
 
+docs: $(VENV)/.docs .links  ## Build the manual into site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: $(READY)  ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:  ## Remove the environment and everything made by a run
-	rm -rf $(VENV) .links runs build *.egg-info
+	rm -rf $(VENV) .links runs build site *.egg-info
 
 # torch goes first and alone: what follows then finds it installed and fetches no other build.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@
 
 # Type checkers do not follow setuptools' package mapping; these links show them the same tree.

@@ -108,9 +108,9 @@ def table(points: list[Point]) -> None:
 
 
 def picture(points: list[Point]) -> Figure:
-    """A line for each number of heads, named beside its end; dashed what the memory's bandwidth allows."""
+    """A line for each number of heads, named beside its end; dotted what the memory's bandwidth allows of the last."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
+    axes, mine, x = figure.subplots(), list[Point](), list[int]()
     groups = sorted({point["groups"] for point in points})
     for heads in sorted({point["heads"] for point in points}):
         mine = [point for point in points if point["heads"] == heads]
@@ -119,18 +119,21 @@ def picture(points: list[Point]) -> Figure:
         (line,) = axes.plot(x, y, marker="o", linewidth=2)
         low, high = ([abs(point[end] - point["median"]) * each for point in mine] for end in ("min", "max"))
         axes.errorbar(x, y, yerr=[low, high], fmt="none", ecolor=line.get_color(), alpha=0.5)
-        axes.plot(x, [point["roofline"] * each for point in mine], linestyle=":", color=line.get_color(), alpha=0.8)
         axes.annotate(
             f"{heads} heads", (x[-1], y[-1]), xytext=(8, 0), textcoords="offset points", color=line.get_color(),
             va="center",
         )  # fmt: skip
+    each = 1e3 / points[0]["batch"]
+    axes.plot(x, [point["roofline"] * each for point in mine], linestyle=":", color="gray")
+    axes.annotate("roofline", (x[-1], mine[-1]["roofline"] * each), xytext=(8, 0), textcoords="offset points",
+                  color="gray", va="center")  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_xticks(groups, ["1 (MQA)", *(str(number) for number in groups[1:])])
     axes.set_xlim(right=groups[-1] * 1.7)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("GQA groups (KV heads); the last point of a line is multi-head")
     axes.set_ylabel("milliseconds a decoded token")
-    axes.set_title(f"batch {points[0]['batch']}, context {points[0]['context']:,}; dotted: roofline", fontsize=11)
+    axes.set_title(f"batch {points[0]['batch']}, context {points[0]['context']:,}", fontsize=11)
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

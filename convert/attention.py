@@ -87,12 +87,15 @@ class AttentionWeights:
 
     @property
     def num_heads(self) -> int:
+        """Query heads."""
         return self.q.shape[0]
 
     @property
     def num_kv_heads(self) -> int:
+        """Key and value heads."""
         return self.k.shape[0]
 
     @property
     def head_dim(self) -> int:
+        """Components of a key."""
         return self.k.shape[1]

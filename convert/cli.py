@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from gqa.convert.console import friendly_errors, progress_bar, step_bar
+from gqa.convert.console import EXIT_CODES, command_app, friendly_errors, progress_bar, step_bar
 from gqa.convert.errors import UserError
 from gqa.convert.method import method_names
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = command_app()
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def convert_command(
     checkpoint: Annotated[
         str | None, typer.Argument(metavar="CHECKPOINT", help="A checkpoint directory, or a Hub id.")
@@ -49,7 +49,9 @@ def convert_command(
         Path | None,
         typer.Option("--output", "-o", help="Where to write.  [default: CHECKPOINT-gqaG, -mqa or -mlaR]"),
     ] = None,
-    method: Annotated[str, typer.Option(help=f"How heads merge: {', '.join(method_names())}.")] = "mean",
+    method: Annotated[
+        str, typer.Option(help=f"How heads merge: {', '.join(method_names())}.", autocompletion=method_names)
+    ] = "mean",
     grouping: Annotated[
         str,
         typer.Option(help="Which heads share: contiguous, similar (lose least together), or auto, by the method."),
@@ -231,4 +233,5 @@ def convert_command(
 
 
 def main() -> None:
+    """Run the command."""
     app(prog_name="gqa-convert")

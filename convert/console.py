@@ -17,6 +17,14 @@ import typer
 
 from gqa.convert.errors import UserError
 
+EXIT_CODES = "Exit codes: 0 done; 2 the input was wrong, as one sentence on stderr says; 130 Ctrl-C; 143 SIGTERM."
+"""for the end of a command's `--help`"""
+
+
+def command_app() -> typer.Typer:
+    """A command as all of the project are: with plain help, shell completion, and the traceback of what is a bug."""
+    return typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
 
 @contextmanager
 def friendly_errors() -> Iterator[None]:

@@ -37,6 +37,7 @@ class DerivedEntry:
 
     @property
     def nbytes(self) -> int:
+        """Its size once it is made."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
     def load(self) -> Tensor:

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
 from gqa.convert.errors import UserError, did_you_mean
 
 Options = TypeVar("Options")
@@ -22,6 +20,8 @@ def build_options(kind: type[Options], values: Mapping[str, Any], where: str) ->
     Raises:
         UserError: an unknown key (with a did-you-mean), a missing one, a wrong type or value.
     """
+    from pydantic import TypeAdapter, ValidationError  # as slow to import as all else that a `--help` needs
+
     known = [field.name for field in fields(kind)]  # pyright: ignore[reportArgumentType]
     for key in values:
         if key not in known:

@@ -85,6 +85,7 @@ class ConvertOptions:
 
     @cached_property
     def torch_dtype(self) -> torch.dtype | None:
+        """`dtype` as torch knows it."""
         if self.dtype is None:
             return None
         known = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
@@ -94,6 +95,7 @@ class ConvertOptions:
 
     @cached_property
     def max_shard_bytes(self) -> int:
+        """`max_shard_size` as a number of bytes."""
         try:
             size = TypeAdapter(ByteSize).validate_python(self.max_shard_size)
         except ValidationError:
@@ -163,6 +165,7 @@ class Plan:
 
     @property
     def total_bytes(self) -> int:
+        """Bytes of weights in the output."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property

@@ -35,6 +35,7 @@ class Rotation:
 
     @property
     def pairs(self) -> int:
+        """Pairs of components that turn."""
         return len(self.angles)
 
     @staticmethod

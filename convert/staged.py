@@ -103,6 +103,7 @@ class StagedModel:
 
     @property
     def num_layers(self) -> int:
+        """Layers that can be run."""
         return self.shape.num_layers
 
     @torch.no_grad()

@@ -37,6 +37,7 @@ class OutputTensor:
 
     @property
     def nbytes(self) -> int:
+        """Its size on disk."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 

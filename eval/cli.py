@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from gqa.convert.console import friendly_errors
+from gqa.convert.console import EXIT_CODES, command_app, friendly_errors
 from gqa.convert.errors import UserError
 from gqa.eval.options import Bos, Documents, Dtype, EvalOptions
 from gqa.eval.speed.options import SpeedOptions
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = command_app()
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def evaluate(
     checkpoints: Annotated[
         list[str],
@@ -90,6 +90,7 @@ def evaluate(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output directory.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only; with --output or --json.")] = False,
 ) -> None:
     """Compare checkpoints on the same data: perplexity, bits per byte, KV-cache bytes, parameters and size.
 
@@ -149,7 +150,9 @@ def evaluate(
             dtype=dtype,
             device=device,
         )
-        _evaluate(checkpoints, options, output, overwrite=overwrite, as_json=as_json)
+        if quiet and output is None and not as_json:
+            raise UserError("--quiet leaves nothing of an evaluation that is not kept; add --output DIR, or --json")
+        _evaluate(checkpoints, options, output, overwrite=overwrite, as_json=as_json, quiet=quiet)
 
 
 def _listed(text: str) -> list[str]:
@@ -164,7 +167,7 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 def _evaluate(
-    checkpoints: list[str], options: EvalOptions, output: Path | None, *, overwrite: bool, as_json: bool
+    checkpoints: list[str], options: EvalOptions, output: Path | None, *, overwrite: bool, as_json: bool, quiet: bool
 ) -> None:
     from gqa.convert.pretrained import quiet_transformers
     from gqa.eval.evaluate import evaluate as run
@@ -173,7 +176,7 @@ def _evaluate(
 
     quiet_transformers()
     try:
-        with progress_bar() as progress:
+        with progress_bar(quiet=quiet) as progress:
             report = run(checkpoints, options, output, overwrite=overwrite, progress=progress)
     finally:
         leave_processes()
@@ -181,7 +184,7 @@ def _evaluate(
         return
     if as_json:
         typer.echo(report.to_json(), nl=False)
-    else:
+    elif not quiet:
         print_table(report.document(), output)
 
 
@@ -192,4 +195,4 @@ def main() -> None:
 
         compare_app(sys.argv[2:], prog_name="gqa-eval compare")
     else:
-        app()
+        app(prog_name="gqa-eval")

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from gqa.convert.console import friendly_errors
+from gqa.convert.console import EXIT_CODES, command_app, friendly_errors
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = command_app()
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def compare_command(
     reports: Annotated[
         list[Path], typer.Argument(metavar="REPORT", help="report.json files of gqa-eval, or directories with one.")

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def progress_bar() -> Iterator["Progress"]:
+def progress_bar(*, quiet: bool = False) -> Iterator["Progress"]:
     """A bar with the time left on stderr, where a person watches and this process is the one to speak."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=console, transient=True, disable=not (console.is_terminal and speaks())) as bar:
+    with Bar(*columns, console=console, transient=True, disable=quiet or not (console.is_terminal and speaks())) as bar:
         task = bar.add_task("starting", total=None)
         current = ""
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gqa.eval.document import Checkpoint, Document, Timing
+from gqa.eval.document import Checkpoint, Divergence, Document, Timing
 from gqa.eval.render import speed_setup
 from gqa.eval.words import nbytes, percent, perplexity, plain, seconds, with_error
 
@@ -43,30 +43,47 @@ def contexts(document: Document) -> Table | None:
 
 
 def divergence(document: Document) -> Table | None:
-    """KL divergence and agreement."""
-    found = [(row.label, row.divergence) for row in document.checkpoints if row.divergence is not None]
+    """Everything that holds a checkpoint against another: the ratio's interval, KL divergence, agreement."""
+    found = [(row, row.divergence) for row in document.checkpoints if row.divergence is not None]
     if not found:
         return None
-    against = sorted({each.against for _, each in found})
-    rows = tuple(
-        (
-            label,
-            _nats(each.kl_mean) + ("" if each.kl_standard_error is None else f" ± {_nats(each.kl_standard_error)}"),
-            *(_nats(each.kl_percentiles.get(percentile)) for percentile in ("50", "99", "100")),
-            percent(each.top1_agreement)
-            + ("" if each.top1_standard_error is None else f" ± {percent(each.top1_standard_error)}"),
-        )
-        for label, each in found
-    )
+    against = " and ".join(sorted({f"“{each.against}”" for _, each in found}))
+    bootstrapped = any(row.perplexity_ratio_interval for row, _ in found)
     return Table(
         name="divergence",
-        title=f"Divergence from {' and '.join(against)}",
-        headings=("checkpoint", "mean KL ± s.e.", "median KL", "99th percentile", "largest", "same first choice"),
-        rows=rows,
-        words=(
-            f"KL divergence in nats a token of each checkpoint's next-token distribution from that of "
-            f"{' and '.join(against)}, and how often both find the same token likeliest.",
+        title=f"Divergence from {against}",
+        headings=(
+            "checkpoint",
+            *(["ratio, 95%"] if bootstrapped else []),
+            "mean KL ± s.e.",
+            "median KL",
+            "99th percentile",
+            "largest",
+            "same first choice",
         ),
+        rows=tuple(
+            (row.label, *([_interval(row)] if bootstrapped else []), *_divergence_cells(each)) for row, each in found
+        ),
+        words=(
+            f"KL divergence in nats a token of each checkpoint's next-token distribution from that of {against}, and "
+            "how often both find the same token likeliest."
+            + (" The interval of the ratio of perplexities is by bootstrap." if bootstrapped else ""),
+        ),
+    )
+
+
+def _interval(row: Checkpoint) -> str:
+    bounds = row.perplexity_ratio_interval
+    return "-" if bounds is None else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
+
+
+def _divergence_cells(each: Divergence) -> tuple[str, ...]:
+    mean, error = _nats(each.kl_mean), each.kl_standard_error
+    agreement, unsure = percent(each.top1_agreement), each.top1_standard_error
+    return (
+        mean if error is None else f"{mean} ± {plain(error, 2)}",
+        *(_nats(each.kl_percentiles.get(percentile)) for percentile in ("50", "99", "100")),
+        agreement if unsure is None else f"{agreement} ± {percent(unsure)}",
     )
 
 
@@ -171,8 +188,16 @@ def _timing(each: Timing) -> tuple[str, ...]:
         percent(reached, 0),
         nbytes(each.peak_bytes),
         nbytes(each.cache_bytes),
-        "-" if each.largest_batch is None else f"{each.largest_batch:,}",
+        _largest(each),
     )
+
+
+def _largest(each: Timing) -> str:
+    """By formula and, where that was done, by trying."""
+    if each.largest_batch is None:
+        return "-"
+    tried = "" if each.largest_batch_tried is None else f" (tried: {each.largest_batch_tried:,})"
+    return f"{each.largest_batch:,}{tried}"
 
 
 def _nats(value: float | None) -> str:

@@ -1,6 +1,7 @@
 """Tasks of lm-evaluation-harness, run on a loaded model through its Python API; tasks of one's own work offline."""
 
 import importlib.util
+import logging
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from io import StringIO
@@ -54,6 +55,7 @@ def run_tasks(
     progress(f"tasks {', '.join(options.tasks)}", 0, 0)
     wrap: Any = HFLM  # decorators hide these signatures from type checkers
     run: Any = simple_evaluate
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # that a model is given and not a name is no news
     backend = "seq2seq" if model.config.is_encoder_decoder else "causal"
     harness = wrap(pretrained=model, tokenizer=tokenizer, backend=backend, batch_size=options.batch_size or 8)
     try:

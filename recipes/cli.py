@@ -6,19 +6,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gqa.convert.console import friendly_errors
+from gqa.convert.console import EXIT_CODES, command_app, friendly_errors
 from gqa.recipes.ledger import StageName
 
 if TYPE_CHECKING:
     from gqa.recipes.recipe import Recipe
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = command_app()
 
 
-@app.command()
+def _names() -> list[str]:
+    from gqa.recipes.files import shipped_recipes
+
+    return list(shipped_recipes())
+
+
+@app.command(epilog=EXIT_CODES)
 def run_command(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="NAME_OR_PATH", help="A shipped recipe's name, or a .toml file.")
+        str | None,
+        typer.Argument(metavar="NAME_OR_PATH", help="A shipped recipe's name, or a .toml file.", autocompletion=_names),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="TABLE.KEY=VALUE", help="Laid over the recipe, last word wins.")
@@ -31,6 +38,7 @@ def run_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the complete recipe and do nothing.")] = False,
     list_recipes: Annotated[bool, typer.Option("--list", help="Print the shipped recipes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Take a checkpoint through a recipe: convert, uptrain, evaluate, report.
 
@@ -62,7 +70,7 @@ def run_command(
         if dry_run:
             _show(loaded, as_json=as_json)
         else:
-            _run(loaded, until=until, force=force, as_json=as_json)
+            _run(loaded, until=until, force=force, as_json=as_json, quiet=quiet)
 
 
 def _list(*, as_json: bool) -> None:
@@ -85,7 +93,7 @@ def _show(recipe: "Recipe", *, as_json: bool) -> None:
     typer.echo(json.dumps(tables, indent=2) if as_json else to_toml(tables), nl=as_json)
 
 
-def _run(recipe: "Recipe", *, until: StageName, force: bool, as_json: bool) -> None:
+def _run(recipe: "Recipe", *, until: StageName, force: bool, as_json: bool, quiet: bool) -> None:
     from rich.console import Console
 
     from gqa.convert.pretrained import quiet_transformers
@@ -93,11 +101,18 @@ def _run(recipe: "Recipe", *, until: StageName, force: bool, as_json: bool) -> N
     from gqa.recipes.view import read_report, results_table
 
     quiet_transformers()
-    carried_out = run_recipe(recipe, until=until, force=force, say=lambda line: typer.echo(line, err=True))
+
+    def say(line: str) -> None:
+        if not quiet:
+            typer.echo(line, err=True)
+
+    carried_out = run_recipe(recipe, until=until, force=force, quiet=quiet, say=say)
     report = read_report(recipe.report) if until == "eval" else None
     if as_json:
         result = {"recipe": recipe.tables(), "carried_out": carried_out, "report": report}
         typer.echo(json.dumps(result, indent=2))
+    elif quiet:
+        return
     elif report is not None:
         console = Console()
         if not console.is_terminal:

@@ -58,13 +58,16 @@ class Stage:
         return stage_key(self.options, self.inputs)
 
 
-def run_recipe(recipe: Recipe, *, until: StageName = "eval", force: bool = False, say: Say = print) -> dict[str, bool]:
+def run_recipe(
+    recipe: Recipe, *, until: StageName = "eval", force: bool = False, quiet: bool = False, say: Say = print
+) -> dict[str, bool]:
     """Take the recipe's checkpoint through its stages: corpus (if it has one), convert, uptrain, eval.
 
     Args:
         recipe: what to do.
         until: the last stage to do.
         force: do every stage anew.
+        quiet: show no bars, and nothing else but what `say` is told.
         say: told what happens, a line at a time.
 
     Returns:
@@ -82,20 +85,20 @@ def run_recipe(recipe: Recipe, *, until: StageName = "eval", force: bool = False
     with locked(recipe.output):
         ledger = Ledger(recipe.output, forgive=force)
         write_atomically(recipe.output / "recipe.toml", to_toml(recipe.tables()))
-        for stage in _stages(recipe, source, force=force):
+        for stage in _stages(recipe, source, force=force, quiet=quiet):
             carried_out[stage.name] = _run_stage(stage, ledger, force=force, say=say)
             if stage.name == until:
                 break
     return carried_out
 
 
-def _stages(recipe: Recipe, source: Path, *, force: bool) -> Iterator[Stage]:
+def _stages(recipe: Recipe, source: Path, *, force: bool, quiet: bool) -> Iterator[Stage]:
     """The stages in order. Each is described when the one before it is done, since its inputs must be there."""
     if recipe.corpus:
         yield _corpus_stage(recipe.corpus, recipe.output / "corpus")
     yield _convert_stage(recipe, source)
-    yield _uptrain_stage(recipe, force=force)
-    yield _eval_stage(recipe, source)
+    yield _uptrain_stage(recipe, force=force, quiet=quiet)
+    yield _eval_stage(recipe, source, quiet=quiet)
 
 
 def _run_stage(stage: Stage, ledger: Ledger, *, force: bool, say: Say) -> bool:
@@ -189,7 +192,7 @@ def _convert_stage(recipe: Recipe, source: Path) -> Stage:
     )
 
 
-def _uptrain_stage(recipe: Recipe, *, force: bool) -> Stage:
+def _uptrain_stage(recipe: Recipe, *, force: bool, quiet: bool) -> Stage:
     from gqa.eval.subject import prepare
     from gqa.uptrain import uptrain
 
@@ -205,7 +208,9 @@ def _uptrain_stage(recipe: Recipe, *, force: bool) -> Stage:
     def make(overwrite: bool) -> None:
         # What evaluation would refuse shows now, not after days of training.
         prepare([("converted", recipe.converted)], recipe.eval)
-        uptrain(replace(config, overwrite=overwrite or config.overwrite, resume="never" if force else config.resume))
+        resume = "never" if force else config.resume
+        overwrite, silent = overwrite or config.overwrite, quiet or config.quiet
+        uptrain(replace(config, overwrite=overwrite, resume=resume, quiet=silent))
 
     return Stage(
         name="uptrain",
@@ -224,7 +229,7 @@ def _uptrain_stage(recipe: Recipe, *, force: bool) -> Stage:
     )
 
 
-def _eval_stage(recipe: Recipe, source: Path) -> Stage:
+def _eval_stage(recipe: Recipe, source: Path, *, quiet: bool) -> Stage:
     from gqa.eval.evaluate import evaluate
     from gqa.eval.screen import progress_bar
 
@@ -232,7 +237,7 @@ def _eval_stage(recipe: Recipe, source: Path) -> Stage:
     labelled = [f"{label}={path}" for label, path in checkpoints.items()]
 
     def make(overwrite: bool) -> None:
-        with progress_bar() as progress:
+        with progress_bar(quiet=quiet) as progress:
             evaluate(labelled, recipe.eval, recipe.report, overwrite=overwrite, progress=progress)
 
     return Stage(

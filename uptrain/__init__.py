@@ -6,12 +6,22 @@ uptrain(UptrainConfig(checkpoint="llama-gqa8", data="corpus.jsonl", max_tokens=1
 
 from typing import TYPE_CHECKING
 
+from gqa.convert.lazy import lazily
 from gqa.uptrain.config import UptrainConfig
 
 if TYPE_CHECKING:
+    from gqa.uptrain.cache_teacher import cache_teacher as draw_from_teacher
     from gqa.uptrain.run import UptrainResult
 
-__all__ = ["UptrainConfig", "uptrain"]
+__all__ = ["UptrainConfig", "UptrainResult", "draw_from_teacher", "uptrain"]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "UptrainResult": "gqa.uptrain.run:UptrainResult",
+        "draw_from_teacher": "gqa.uptrain.cache_teacher:cache_teacher",
+    },
+)
 
 
 def uptrain(config: UptrainConfig) -> "UptrainResult":

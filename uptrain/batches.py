@@ -15,6 +15,9 @@ from typing import Protocol, Self
 import numpy as np
 import torch
 
+LISTED = 1 << 24
+"""The most windows whose order is made as a list; of more, it is computed place by place, without memory."""
+
 IGNORED = -100
 """The label of a token that is not to be predicted."""
 
@@ -129,9 +132,15 @@ def window_starts(samples: np.ndarray, seed: int, tokens: int, length: int) -> n
     """Where in a ring of so many tokens the windows of these samples start: int64, as many."""
     windows = tokens // length
     starts = np.empty(len(samples), np.int64)
-    for index, sample in enumerate(samples):
-        offset, order = epoch_order(seed, int(sample // windows), windows, tokens)
-        starts[index] = (offset + order[sample % windows] * length) % tokens
+    epochs, numbers = np.divmod(samples, windows)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        if windows <= LISTED:
+            offset, order = epoch_order(seed, int(epoch), windows, tokens)
+            places = order[numbers[here]]
+        else:
+            offset, places = epoch_places(seed, int(epoch), windows, tokens, numbers[here])
+        starts[here] = (offset + places * length) % tokens
     return starts
 
 
@@ -155,3 +164,33 @@ def epoch_order(seed: int, epoch: int, windows: int, tokens: int) -> tuple[int, 
     """
     bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(windows + 1)
     return int(bits[0] % tokens), np.argsort(bits[1:], kind="stable")
+
+
+def epoch_places(seed: int, epoch: int, windows: int, tokens: int, numbers: np.ndarray) -> tuple[int, np.ndarray]:
+    """Where an epoch cuts the ring, and the windows at these places of its order: as `epoch_order`, but for any size.
+
+    A Feistel network permutes the numbers below the next power of 4; those that land beyond the last window go through
+    it again until they do not (Black and Rogaway 2002).
+    """
+    bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(1 + _ROUNDS)
+    half = np.uint64(((windows - 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << int(half)) - 1)
+    places = numbers.astype(np.uint64)
+    beyond = np.ones(len(places), bool)
+    while beyond.any():
+        left, right = places[beyond] >> half, places[beyond] & mask
+        for key in bits[1:]:
+            left, right = right, left ^ (_mixed(right ^ key) & mask)
+        places[beyond] = (left << half) | right
+        beyond = places >= windows
+    return int(bits[0] % tokens), places.astype(np.int64)
+
+
+_ROUNDS = 6
+
+
+def _mixed(numbers: np.ndarray) -> np.ndarray:
+    """64 bits, every one of which depends on all of the number's: the finaliser of splitmix64."""
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))

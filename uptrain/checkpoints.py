@@ -119,9 +119,9 @@ def step_of(checkpoint: Path) -> int:
         raise UserError(f"{checkpoint} is not a complete checkpoint of a run (RUN/checkpoints/step-N)") from None
 
 
-class without_warnings(warnings.catch_warnings):  # noqa: N801 - it is used like a function
-    """torch warns that one process is one process, and of its own deprecated calls."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Torch warns that one process is one process, and of its own deprecated calls."""
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        yield

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gqa.convert.console import friendly_errors
+from gqa.convert.console import EXIT_CODES, command_app, friendly_errors
 from gqa.convert.errors import UserError
 from gqa.convert.options import build_options
 from gqa.uptrain.config import UptrainConfig
@@ -16,14 +16,19 @@ from gqa.uptrain.flags import values_of, with_options
 from gqa.uptrain.launch import Launch, gpus_here, words_of
 from gqa.uptrain.recipe import overlay, read_table
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-cache_app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-export_app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+_EXIT_CODES = (
+    "Exit codes: 0 done, or saved and stopped by SIGTERM; 2 the input was wrong, as one sentence on stderr says; "
+    "130 saved and stopped by Ctrl-C."
+)
+
+app = command_app()
+cache_app = command_app()
+export_app = command_app()
 
 _LAUNCH: dict[str, Any] = {
     "accelerate_config": Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Start on every GPU of this machine: ddp, fsdp2, zero3, or a file."),
+        typer.Option(metavar="NAME", help="Start on every GPU of this machine: ddp, fsdp2, or a file."),
     ],
     "print_launch": Annotated[
         bool | None,
@@ -146,6 +151,7 @@ def _launch(
 
 def _uptrain(config: UptrainConfig, *, as_json: bool) -> None:
     from gqa.convert.pretrained import quiet_transformers
+    from gqa.convert.provenance import read_stages
     from gqa.eval.processes import leave_processes, speaks
     from gqa.uptrain.run import run
 
@@ -154,13 +160,19 @@ def _uptrain(config: UptrainConfig, *, as_json: bool) -> None:
         result = run(config)
     finally:
         leave_processes()
-    if as_json and speaks():
+    if not speaks():
+        return
+    if as_json:
         typer.echo(json.dumps(asdict(result), default=str))
+    elif not config.quiet:
+        original = read_stages(result.output)[0]["source"]["path"]
+        typer.echo(f"Next:\n  gqa-eval {original} {result.output} --data TEXT -o report", err=True)
+        typer.echo(f"  gqa-push {result.output} ORG/NAME --dry-run", err=True)
 
 
-app.command()(with_options(uptrain_command, _LAUNCH))
-cache_app.command()(with_options(cache_teacher_command))
-export_app.command()(export_command)
+app.command(epilog=_EXIT_CODES)(with_options(uptrain_command, _LAUNCH))
+cache_app.command(epilog=_EXIT_CODES)(with_options(cache_teacher_command))
+export_app.command(epilog=EXIT_CODES)(export_command)
 
 _COMMANDS = {"cache-teacher": cache_app, "export": export_app}
 
@@ -171,4 +183,4 @@ def main() -> None:
     if word in _COMMANDS:
         _COMMANDS[word](sys.argv[2:], prog_name=f"gqa-uptrain {word}")
     else:
-        app()
+        app(prog_name="gqa-uptrain")

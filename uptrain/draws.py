@@ -22,13 +22,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gqa.convert.directory import atomic_directory, check_space, disk_errors
+from gqa.convert.directory import check_space, disk_errors
 from gqa.convert.errors import UserError
 from gqa.uptrain.batches import Batch, Sampler
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.model import device_of_run, teacher_type
+from gqa.uptrain.partial import flush, note, noted, reopened, unfinished
+from gqa.uptrain.tokens import locked
 
 _FORMAT = 1
+_STEPS_BETWEEN_NOTES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +118,8 @@ def write_draws(
 ) -> None:
     """Write the store of at least the first `windows` windows, in the place of one that has fewer.
 
+    What a kill has left of it is gone on with: a window's draws depend on its number alone.
+
     Args:
         cache: the folder of all stores.
         drawing: what it is of.
@@ -130,13 +135,19 @@ def write_draws(
     dtype = np.dtype("uint16" if vocabulary <= 1 << 16 else "uint32")
     folder, steps = cache / drawing.key, math.ceil(windows / rows)
     check_space(folder, steps * rows * drawing.sequence_length * (drawing.draws * dtype.itemsize + 4))
-    with disk_errors(folder), atomic_directory(folder, overwrite=True) as work:
-        with (work / "drawn").open("wb") as drawn_file, (work / "entropy").open("wb") as entropy_file:
-            for step in range(steps):
+    row = drawing.sequence_length * drawing.draws * dtype.itemsize, drawing.sequence_length * 4  # bytes of a window
+    with locked(cache / f"{folder.name}.lock"), disk_errors(folder), unfinished(folder) as work:
+        done = noted(work).get("windows", 0) // rows
+        sizes = [done * rows * size for size in row]
+        with reopened(work / "drawn", sizes[0]) as drawn_file, reopened(work / "entropy", sizes[1]) as entropy_file:
+            for step in range(done, steps):
                 drawn, entropy = draw(step)
                 drawn_file.write(drawn.astype(dtype).tobytes())
                 entropy_file.write(entropy.astype(np.float32).tobytes())
                 progress(step + 1)
+                if (step + 1) % _STEPS_BETWEEN_NOTES == 0:
+                    note(work, {"windows": (step + 1) * rows}, (drawn_file, entropy_file))
+            flush((drawn_file, entropy_file))
         facts = {"windows": steps * rows, "vocabulary": vocabulary, "dtype": dtype.name, **asdict(drawing)}
         (work / "draws.json").write_text(json.dumps(facts, indent=2) + "\n")
 

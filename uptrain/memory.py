@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 
 from gqa.convert.pretrained import hears, load_config
 from gqa.convert.tensors import read_entries
@@ -114,8 +115,7 @@ def advice(config: UptrainConfig, rows: int) -> str:
 
 def shards() -> bool:
     """Whether the launcher was told to spread weights over the processes."""
-    names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-    return any(os.environ.get(name, "").lower() in ("1", "true") for name in names)
+    return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
 
 
 def _weights(checkpoint: Path) -> float:

@@ -7,6 +7,8 @@ from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING
 
+from accelerate.utils import parse_flag_from_env
+
 from gqa.convert.data import local_path
 from gqa.convert.directory import check_output
 from gqa.convert.errors import UserError
@@ -19,6 +21,7 @@ from gqa.uptrain.data import Data, Opener
 from gqa.uptrain.divergence import Mixture
 from gqa.uptrain.draws import drawing_of, offline
 from gqa.uptrain.export import Export, plan_export
+from gqa.uptrain.launch import NO_DEEPSPEED
 from gqa.uptrain.lesson import Lesson
 from gqa.uptrain.memory import advice, estimate_memory, in_units, memory_here
 from gqa.uptrain.model import device_of_run, load_model, on_cpu, teacher_type
@@ -136,6 +139,8 @@ def _check_places(config: UptrainConfig, plan: Plan, checkpoint: Path, teacher: 
 
 
 def _check_installed(config: UptrainConfig) -> None:
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise UserError(NO_DEEPSPEED)
     if config.compile and on_cpu() and not which(os.environ.get("CXX", "g++")):
         raise UserError("compile needs a C++ compiler, and there is none; install g++, or leave compile out")
     for name in config.trackers:

@@ -42,7 +42,8 @@ def draw(lines: Lines, folder: Path) -> None:
     steps = [line for line in lines if line.get("loss") is not None and "left_out" not in line]
     upper.plot([line["tokens"] for line in steps], _smoothed([line["loss"] for line in steps]), color="tab:blue")
     bad = [line["tokens"] for line in lines if "left_out" in line]
-    upper.plot(bad, [upper.get_ylim()[1]] * len(bad), "v", color="tab:red", label="left out")
+    if bad:
+        upper.plot(bad, [upper.get_ylim()[1]] * len(bad), "v", color="tab:red", label="left out")
     upper.set_ylabel("training loss (nats a token)")
     judged = [line for line in lines if "validation_loss" in line]
     lower.plot([line["tokens"] for line in judged], [line["validation_perplexity"] for line in judged], "o-",
@@ -50,6 +51,8 @@ def draw(lines: Lines, folder: Path) -> None:
     for label, level, style in _levels(lines):
         lower.axhline(level, linestyle=style, color="tab:gray", label=f"{label}: {level:.4g}")
     lower.set_yscale("log")
+    for numbers in (lower.yaxis.set_major_formatter, lower.yaxis.set_minor_formatter):
+        numbers("{x:g}")
     lower.set_ylabel("validation perplexity")
     lower.set_xlabel("tokens")
     for axes in (upper, lower):

@@ -21,16 +21,17 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
 from gqa.convert.data import local_path, read_documents, read_pairs, read_speech
-from gqa.convert.directory import disk_errors, sync_tree, write_atomically
+from gqa.convert.directory import disk_errors
 from gqa.convert.errors import UserError
 from gqa.convert.pretrained import load_config, load_tokenizer
 from gqa.convert.sound import Sound, load_extractor
 from gqa.eval.speech import prompt_of
+from gqa.uptrain.partial import flush, note, noted, reopened, unfinished
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,7 +46,6 @@ _SAMPLES = 320
 
 _MOST_PROCESSES = 32
 _BATCHES_BETWEEN_NOTES = 64
-_NOTE = "written.json"
 
 
 Kind = Literal["documents", "stream", "sources", "targets", "sounds", "transcripts"]
@@ -107,26 +107,18 @@ def make_store(text: Text, folder: Path, progress: Callable[[int], None], proces
     Raises:
         UserError: the text can't be read, or the disk is full.
     """
-    work = folder.with_name(f".{folder.name}.partial")
-    work.mkdir(exist_ok=True)
-    try:
-        with disk_errors(folder):
+    with disk_errors(folder), unfinished(folder) as work:
+        try:
             _write(text, work, progress, processes or min(_cores(), _MOST_PROCESSES))
-            (work / _NOTE).unlink(missing_ok=True)
-            sync_tree(work)
-            work.rename(folder)
-    except UserError:
-        if local_path(text.data) is not None:  # mended, it will be another store; what comes from afar may only be late
-            shutil.rmtree(work)
-        raise
-    finally:
-        if work.exists() and not (work / _NOTE).exists():
-            shutil.rmtree(work)
+        except UserError:
+            if local_path(text.data) is not None:  # mended, it is another text; what comes from afar may only be late
+                shutil.rmtree(work)
+            raise
 
 
 @dataclass
 class _Writer:
-    """Appends documents to one pair of files, from where these are known to be whole."""
+    """Appends documents to one pair of files."""
 
     token_file: BinaryIO
     start_file: BinaryIO
@@ -134,15 +126,6 @@ class _Writer:
     tokens: int = 0
     documents: int = 0
     largest_id: int = 0
-
-    def __post_init__(self) -> None:
-        """Forget what was written after the counts were noted."""
-        for file, size in (
-            (self.token_file, self.tokens * np.dtype(self.dtype).itemsize),
-            (self.start_file, self.documents * 8),
-        ):
-            file.truncate(size)
-            file.seek(size)
 
     def append(self, encoded: "Encoded") -> None:
         """Write the documents of a batch, those of this file's side."""
@@ -159,48 +142,34 @@ class _Writer:
         """The counts."""
         return {"tokens": self.tokens, "documents": self.documents, "largest_id": self.largest_id}
 
-    def flush(self) -> None:
-        """See to it that what has been written is on the disk."""
-        for file in (self.token_file, self.start_file):
-            file.flush()
-            os.fsync(file.fileno())
-
 
 def _write(text: Text, work: Path, progress: Callable[[int], None], processes: int) -> None:
     """Write a store's files into `work`, after what is there."""
-    note = json.loads((work / _NOTE).read_text()) if (work / _NOTE).is_file() else {"batches": 0}
+    before: dict[str, Any] = {"batches": 0} | noted(work)
     for known in (_tokenizer, _rate, _start_tokens):
         known.cache_clear()
     dtype, at_once = _dtype(text), _RECORDINGS_AT_ONCE if text.kind == "sounds" else _DOCUMENTS_AT_ONCE
-    with ExitStack() as files:
-
-        def opened(name: str) -> BinaryIO:
-            (work / name).touch()
-            return files.enter_context((work / name).open("r+b"))
-
-        writers = {
-            name: _Writer(opened(f"{name}.tokens"), opened(f"{name}.starts"), dtype, **note.get(name, {}))
-            for name in ("train", "held_out")
-        }
-        batches = islice(_batched(text.documents(), at_once), note["batches"], None)
-        for count, encoded in enumerate(_all_encoded(batches, text, processes), start=note["batches"] + 1):
+    with ExitStack() as stack:
+        writers = {name: _writer(work, name, dtype, before.get(name, {}), stack) for name in ("train", "held_out")}
+        files = [file for writer in writers.values() for file in (writer.token_file, writer.start_file)]
+        batches = islice(_batched(text.documents(), at_once), before["batches"], None)
+        for count, made in enumerate(_all_encoded(batches, text, processes), start=before["batches"] + 1):
             for name, writer in writers.items():
-                writer.append(encoded.of(held_out=name == "held_out"))
+                writer.append(made.of(held_out=name == "held_out"))
             progress(sum(writer.tokens for writer in writers.values()) // (_SAMPLES if text.kind == "sounds" else 1))
             if count % _BATCHES_BETWEEN_NOTES == 0:
-                _note(work, count, writers)
-        for writer in writers.values():
-            writer.flush()
+                note(work, {"batches": count, **{name: writer.facts() for name, writer in writers.items()}}, files)
+        flush(files)
     described = {"dtype": dtype, **{name: writer.facts() for name, writer in writers.items()}}
     (work / "store.json").write_text(json.dumps(described, indent=2) + "\n")
 
 
-def _note(work: Path, batches: int, writers: dict[str, _Writer]) -> None:
-    """Note how far the files are whole."""
-    for writer in writers.values():
-        writer.flush()
-    facts = {name: writer.facts() for name, writer in writers.items()}
-    write_atomically(work / _NOTE, json.dumps({"batches": batches, **facts}) + "\n")
+def _writer(work: Path, name: str, dtype: str, before: dict[str, int], stack: ExitStack) -> _Writer:
+    """The writer of one side, behind what it has written before."""
+    tokens, documents = before.get("tokens", 0), before.get("documents", 0)
+    token_file = stack.enter_context(reopened(work / f"{name}.tokens", tokens * np.dtype(dtype).itemsize))
+    start_file = stack.enter_context(reopened(work / f"{name}.starts", documents * np.dtype(np.int64).itemsize))
+    return _Writer(token_file, start_file, dtype, **before)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def open_stores(
         UserError: the data can't be read, or holds no text.
     """
     folder = cache / _key(text)
-    with _locked(cache / f"{folder.name}.lock"):
+    with locked(cache / f"{folder.name}.lock"):
         if not (folder / "store.json").is_file():
             make_store(text, folder, progress, processes)
     described = json.loads((folder / "store.json").read_text())
@@ -120,7 +120,7 @@ def _file_hash(path: Path) -> bytes:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold a lock on `path` against other processes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from gqa.convert.console import friendly_errors, progress_bar
+from gqa.convert.console import EXIT_CODES, command_app, friendly_errors, progress_bar
 from gqa.convert.options import build_options
 from gqa.convert.push.options import CardChoice, PushOptions
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = command_app()
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def push_command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An output of gqa-convert or gqa-uptrain.")],
     repo_id: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Where to publish it on the Hub.")],

@@ -147,6 +147,28 @@ def publish(parcel: Parcel, token: str, say: Say) -> Published:
     )
 
 
+def push_checkpoint(
+    options: PushOptions,
+    *,
+    token: str | None = None,
+    say: Say = lambda _: None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Published:
+    """Publish a finished directory on the Hub, as `gqa-push` does.
+
+    Args:
+        options: what to publish, where, and how.
+        token: of the Hub [default: HF_TOKEN, or that of `hf auth login`].
+        say: told of waits and of what the user should know.
+        advance: called with numbers of bytes read while files are compared with what gqa.json says.
+
+    Raises:
+        UserError: the directory is not to be published as it is, or the Hub says no.
+    """
+    found = find_token(token)
+    return publish(read(pack(options), advance), found, say)
+
+
 def find_token(given: str | None) -> str:
     """The token to use: the one given, or that of HF_TOKEN or of `hf auth login`.
 

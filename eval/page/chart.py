@@ -19,7 +19,8 @@ class Series:
     ys: tuple[float, ...]
     errors: tuple[float, ...] | None = None
     """Of ys, one standard error."""
-    dashed: bool = False
+    faint: bool = False
+    """A thin line without marks, behind the others."""
 
 
 @dataclass(frozen=True, kw_only=True)

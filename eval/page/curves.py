@@ -28,7 +28,7 @@ def by_position(document: Document) -> Chart | None:
         points,
         name="by-position",
         title="Damage by position in the window" if above else "Loss by position in the window",
-        words=f"Nats a token{f' above {document.first.label}' if above else ''}, by how many tokens stand before it "
+        words=f"Nats a token{f' above “{document.first.label}”' if above else ''}, by how many tokens stand before it "
         "in its window" + (": a line that climbs says that damage grows with distance." if above else "."),
         x=Axis(label="tokens before it (middle of each range)", log=True),
         y=Axis(label=f"nats above {'the first' if above else 'zero'}" if above else "nats a token"),
@@ -60,7 +60,7 @@ def layer_error(document: Document) -> Chart | None:
         name="layer-error",
         title="Damage by layer",
         words=f"The norm of what changed in each layer's attention output, as a share of the output's in "
-        f"{document.first.label}, {_given(document)}.",
+        f"“{document.first.label}”, {_given(document)}.",
         label="relative error",
     )
 
@@ -84,7 +84,7 @@ def layer_cosine(document: Document) -> Chart | None:
         lambda each: each.cosine,
         name="layer-cosine",
         title="Likeness by layer",
-        words=f"The cosine of each layer's attention output and the one in {document.first.label}, "
+        words=f"The cosine of each layer's attention output and the one in “{document.first.label}”, "
         f"{_given(document)}; 1 is the same direction.",
         label="cosine",
     )
@@ -102,7 +102,7 @@ def layer_entropy(document: Document) -> Chart | None:
         change,
         name="layer-entropy",
         title="Change of attention entropy",
-        words=f"Nats by which attention is more spread out than in {document.first.label}; below 0 it is more pointed.",
+        words=f"Nats by which attention is more spread out than in “{document.first.label}”; below 0 it is sharper.",
         label="nats",
     )
 
@@ -255,14 +255,12 @@ def _given(document: Document) -> str:
     """What went into the layers that were compared."""
     inputs = {each.inputs for row in document.checkpoints[1:] for each in row.layers or []}
     if inputs == {"first"}:
-        return f"both given the layer's inputs in {document.first.label}"
+        return "both given the layer's inputs there"
     return "as run" if inputs == {"own"} else "given the same inputs where that can be"
 
 
-def _series(label: str, index: int, points: Points, dashed: bool = False) -> Series:
-    return Series(
-        label=label, index=index, xs=tuple(x for x, _ in points), ys=tuple(y for _, y in points), dashed=dashed
-    )
+def _series(label: str, index: int, points: Points, faint: bool = False) -> Series:
+    return Series(label=label, index=index, xs=tuple(x for x, _ in points), ys=tuple(y for _, y in points), faint=faint)
 
 
 def _lines(

@@ -5,7 +5,9 @@ escaped like all else.
 """
 
 import io
+import math
 import re
+import warnings
 import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 _SIZE = (4.4, 3.0)  # inches: 317 points wide, so that on a phone a point is about a pixel
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
-_LONGEST_LABEL = 36
+_LONGEST_LABEL, _SHORT_LABEL = 48, 18
 _NAMED = {"ink": INK, "faint": FAINT, "rule": RULE, "page": PAGE} | {
     f"series-{number}": each.tone for number, each in enumerate(SERIES)
 }
@@ -41,13 +43,15 @@ def svg(chart: Chart) -> str:
 def picture(chart: Chart) -> bytes:
     """The chart as a PNG on white, with its title and a legend."""
     data = io.BytesIO()
-    with _style(_DAYLIGHT):
-        figure = _figure(chart, _DAYLIGHT)
-        axes = figure.axes[0]
-        axes.set_title(chart.title, fontsize=10, loc="left", color=_DAYLIGHT["ink"])
+    with _style(_DAYLIGHT), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a label in letters that it has not: boxes
         handles = [_handle(series, _DAYLIGHT) for series in chart.series]
-        columns = min(3, len(handles))
-        figure.legend(handles=handles, loc="outside lower left", ncols=columns, frameon=False, fontsize=8.5)
+        columns = 3 if all(len(str(handle.get_label())) <= _SHORT_LABEL for handle in handles) else 1
+        figure = _figure(chart, _DAYLIGHT)
+        figure.set_size_inches(_SIZE[0], _SIZE[1] + 0.18 * math.ceil(len(handles) / columns))
+        figure.axes[0].set_title(chart.title, fontsize=10, loc="left", color=_DAYLIGHT["ink"])
+        where = {"loc": "outside lower left", "ncols": columns, "handletextpad": 0, "frameon": False, "fontsize": 8.5}
+        figure.legend(handles=handles, **where)
         figure.savefig(data, format="png", dpi=200, metadata={"Software": None})
     return data.getvalue()
 
@@ -96,7 +100,7 @@ def _figure(chart: Chart, colours: dict[str, str]) -> "Figure":
 
 
 def _draw(axes: "Axes", chart: Chart, series: Series, colours: dict[str, str], number: int) -> None:
-    seen, few = look(series.index), len(series.xs) <= 24
+    seen, few = look(series.index), len(series.xs) <= 24 and not series.faint
     colour = _colour(series, colours)
     (line,) = axes.plot(
         series.xs,
@@ -107,6 +111,9 @@ def _draw(axes: "Axes", chart: Chart, series: Series, colours: dict[str, str], n
         markersize=5 if chart.joined else 8,
         markeredgecolor=colours["page"],
         markeredgewidth=0.8,
+        linewidth=1 if series.faint else None,
+        alpha=0.6 if series.faint else None,
+        zorder=1.8 if series.faint else 2,
     )
     line.set_gid(f"line-{number}")
     if series.errors is not None and any(series.errors):
@@ -129,7 +136,7 @@ def _colour(series: Series, colours: dict[str, str]) -> str:
 
 
 def _dashes(series: Series) -> Any:
-    pattern = (1.5, 1.5) if series.dashed else look(series.index).dashes
+    pattern = () if series.faint else look(series.index).dashes
     return (0, pattern) if pattern else "solid"
 
 
@@ -163,8 +170,10 @@ def _for_pages(text: str, chart: Chart) -> str:
     ET.register_namespace("", _SVG)
     ET.register_namespace("xlink", _XLINK)
     root = ET.fromstring(text)
-    for metadata in root.findall(f"{{{_SVG}}}metadata"):
-        root.remove(metadata)
+    # Of a file of its own; its style would be that of the whole page.
+    for parent, name in ((root, "metadata"), (root.find(f"{{{_SVG}}}defs"), "style")):
+        for element in [] if parent is None else parent.findall(f"{{{_SVG}}}{name}"):
+            parent.remove(element)
     for size in ("width", "height"):
         root.attrib.pop(size, None)
     root.attrib |= {"role": "img", "class": "chart", "aria-labelledby": "title desc"}

@@ -169,6 +169,11 @@ def test_a_tracker_that_is_not_installed(configured: Configured, monkeypatch):
     assert "the tracker wandb is not installed; pip install 'gqa[wandb]'" in refused(configured(trackers=("wandb",)))
 
 
+def test_deepspeed(configured: Configured, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert "take --accelerate-config fsdp2, which spreads weights" in refused(configured())
+
+
 def test_no_compiler(configured: Configured, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "compile needs a C++ compiler" in refused(configured(compile=True))

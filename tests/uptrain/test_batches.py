@@ -1,9 +1,11 @@
 """A batch is a function of seed and step: every window once an epoch, every label in its own document."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from gqa.uptrain.batches import IGNORED, Sampler, read_windows
+from gqa.uptrain.batches import IGNORED, Sampler, epoch_places, read_windows, window_starts
 from gqa.uptrain.tokens import TokenStore
 
 
@@ -86,3 +88,33 @@ def test_micro_batches_are_the_batch_in_order(store):
         for part, expected in zip(parts[index], sampler(store).batch(starts[2 * index :][:2]), strict=True):
             assert part.tolist() == expected.tolist()
     assert batch.input_ids.shape == (6, 8)
+
+
+@pytest.mark.parametrize("windows", [1, 2, 5, 1000, 4096, 4097])
+def test_places_that_are_computed_are_an_order_too(windows: int):
+    offset, places = epoch_places(3, 1, windows, windows * 7, np.arange(windows))
+    assert sorted(places.tolist()) == list(range(windows))
+    assert 0 <= offset < windows * 7
+    some = np.array([windows - 1, 0])
+    assert epoch_places(3, 1, windows, windows * 7, some)[1].tolist() == places[some].tolist()
+    if windows >= 1000:
+        assert places.tolist() != epoch_places(3, 2, windows, windows * 7, np.arange(windows))[1].tolist()
+        neighbours = np.abs(np.diff(places))
+        assert 0.2 * windows < neighbours.mean() < 0.45 * windows  # a third on average, if places are independent
+
+
+def test_a_trillion_tokens_need_no_list():
+    tracemalloc.start()
+    starts = window_starts(np.arange(10**9, 10**9 + 64), 0, 10**12, 2048)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    assert len(set(starts.tolist())) == 64
+    assert 0 <= starts.min() < starts.max() < 10**12
+
+
+def test_many_windows_are_each_taken_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("gqa.uptrain.batches.LISTED", 4)
+    starts = window_starts(np.arange(40), 0, 83, 4)  # two epochs of 20 windows
+    for epoch in (starts[:20], starts[20:]):
+        covered = {(start + token) % 83 for start in epoch.tolist() for token in range(4)}
+        assert len(covered) == 80  # windows do not overlap, and three tokens are left

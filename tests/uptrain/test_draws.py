@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from gqa.convert.errors import UserError
 from gqa.uptrain import uptrain
-from gqa.uptrain.cache_teacher import cache_teacher
+from gqa.uptrain.cache_teacher import Drawer, cache_teacher
 from gqa.uptrain.cli import cache_app, main
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.draws import draw_tokens, uniform_numbers
@@ -113,7 +113,7 @@ def test_two_processes_read_what_one_reads(configured: Configured, flags, finish
     whole = uptrain(config)
     code, said = finish([*flags, "--offline-teacher", "--micro-batch-size", "1"], processes=2, folder=tmp_path)
     assert code == 0, said
-    assert "(offline)" in said.splitlines()[0]
+    assert "(offline)" in next(line for line in said.splitlines() if line.startswith("Training"))
     for line, expected in zip(metrics_of(tmp_path / "out.run"), metrics_of(whole.run_dir), strict=True):
         assert line == pytest.approx(expected, rel=1e-4)
 
@@ -171,3 +171,26 @@ def test_the_command(flags: list[str], tmp_path: Path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     assert "Run the teacher once" in capsys.readouterr().out
+
+
+def test_what_was_drawn_before_a_kill_is_kept(configured: Configured, monkeypatch, tmp_path: Path):
+    monkeypatch.setattr("gqa.uptrain.draws._STEPS_BETWEEN_NOTES", 2)
+    draw, steps = Drawer.__call__, list[int]()
+
+    def killed(self: Drawer, step: int) -> Any:
+        steps.append(step)
+        if len(steps) == 6:
+            raise KeyboardInterrupt
+        return draw(self, step)
+
+    changes = {"teacher_draws": 2, "micro_batch_size": 2}
+    whole = cache_teacher(configured(**changes))
+    monkeypatch.setattr(Drawer, "__call__", killed)
+    with pytest.raises(KeyboardInterrupt):
+        cache_teacher(configured(**changes, cache_dir=tmp_path / "other"))
+    assert not list((tmp_path / "other").glob("teacher-*/draws.json"))
+    again = cache_teacher(configured(**changes, cache_dir=tmp_path / "other"))
+    assert steps == [0, 1, 2, 3, 4, 5, *range(4, 12)]
+    for name in ("drawn", "entropy", "draws.json"):
+        assert (again / name).read_bytes() == (whole / name).read_bytes()
+    assert not list((tmp_path / "other").glob(".teacher-*"))

@@ -87,10 +87,11 @@ def test_the_peak_of_a_device_is_known_by_its_name(monkeypatch: pytest.MonkeyPat
 
 def test_every_step_says_how_it_went(configured):
     result = uptrain(configured())
-    for line in map(json.loads, (result.run_dir / "metrics.jsonl").read_text().splitlines()):
-        if "loss" in line:
-            assert line["tokens_per_second"] > 0
-            assert 0 < line["mfu"] < 2  # of a peak that is measured on a machine where others work, too
-            assert line["memory_bytes"] > 1e7
-            assert line["seconds_left"] >= 0
-    assert line.get("seconds_left", 0) == 0
+    lines = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    for line in steps:
+        assert line["tokens_per_second"] > 0
+        assert line["mfu"] > 0  # of a peak that is measured on a machine where others work, too
+        assert line["memory_bytes"] > 1e7
+        assert line["seconds_left"] >= 0
+    assert steps[-1]["seconds_left"] == 0

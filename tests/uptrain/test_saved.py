@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -52,13 +52,20 @@ def test_an_earlier_state_says_so(run: Path, tmp_path: Path):
     assert [line["step"] for line in stage["validation"]] == [0, 3]
 
 
-def test_only_what_is_asked_for_is_read(run: Path, monkeypatch: pytest.MonkeyPatch):
-    made: list[int] = []
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *size, **how: made.append(1) or empty(*size, **how))
-    tensors = SavedWeights(run / "checkpoints" / "step-6").read(["model.norm.weight"])
-    assert [tuple(tensor.shape) for tensor in tensors.values()] == [(32,)]
-    assert len(made) == 1
+def test_a_layer_at_a_time_is_read(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    reads: list[set[str]] = []
+    read = SavedWeights.read
+
+    def noticed(self: SavedWeights, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        found = read(self, names)
+        reads.append({name.split(".layers.")[1].split(".")[0] if ".layers." in name else "rest" for name in found})
+        return found
+
+    monkeypatch.setattr(SavedWeights, "read", noticed)
+    assert exported(run, "-o", tmp_path / "made")[0] == 0
+    assert all(len(layers) == 1 for layers in reads)
+    assert set().union(*reads) == {"0", "1", "rest"}
+    assert len(reads) <= 5  # few are read twice
 
 
 def test_what_cannot_be_exported(run: Path, checkpoint: Path, tmp_path: Path):

@@ -10,7 +10,9 @@ import pytest
 
 from gqa.eval.document import Document
 from gqa.eval.page import palette
+from gqa.eval.page.draw import picture
 from gqa.eval.page.page import POLICY
+from gqa.eval.page.tradeoff import for_cards, front
 from gqa.eval.written import write_files
 
 ALLOWED = (
@@ -107,12 +109,15 @@ def test_hostile_words_are_there_to_be_read(hostile, page_of):
 
 def test_only_what_was_measured_is_shown(real, whole, page_of):
     few, all_of_it = page_of(real), page_of(whole)
-    for words in ("Quality against decode time", "Damage by layer", "Likeness by layer",
-                  "Change of attention entropy", "Damage predicted by layer", "Perplexity by length of window",
-                  "Recall by length", "Decode time by context", "Uptraining", "Tasks", "Speed and memory",
-                  "Continuations"):  # fmt: skip
-        assert words not in few, words
-        assert words in all_of_it, words
+    asked_for = ("Quality against decode time", "Damage by layer", "Likeness by layer", "Change of attention entropy",
+                 "Damage predicted by layer", "Perplexity by length of window", "Recall by length",
+                 "Decode time by context", "Uptraining", "Tasks", "Speed and memory", "Continuations")  # fmt: skip
+    always = ("Damage by position", "Divergence from “before”", "KL divergence from before")
+    assert [words for words in asked_for if words in few] == []
+    assert [words for words in (*asked_for, *always) if words not in all_of_it] == []
+    assert [words for words in always if words not in few] == []
+    without = {**real, "checkpoints": [row | {"positions": [], "divergence": None} for row in real["checkpoints"]]}
+    assert [words for words in always if words in page_of(without)] == []
     assert "Quality against the KV cache" in few
 
 
@@ -136,6 +141,20 @@ def test_the_files_of_a_hostile_report(hostile, tmp_path: Path):
     tables = [line for line in words.splitlines() if line.startswith("|")]
     assert tables
     assert not [line for line in tables if "<" in line]
+
+
+@pytest.mark.parametrize("label", ["日本語", "$\\frac{$", "_private", "%s {0}", "a" * 500])
+def test_any_label_can_stand_in_the_picture(whole, label):
+    report = json.loads(json.dumps(whole))
+    report["checkpoints"][0]["label"] = label
+    chart = for_cards(Document.model_validate(report))
+    assert chart is not None
+    assert picture(chart).startswith(b"\x89PNG")
+
+
+def test_the_front_is_what_no_other_beats():
+    assert front([(1, 5), (2, 3), (3, 4), (4, 1)]) == ((1, 5), (2, 5), (2, 3), (4, 3), (4, 1))
+    assert front([(1, 1), (2, 2)]) == ((1, 1),)
 
 
 @pytest.mark.parametrize("background", ["page", "card"])

@@ -1,0 +1,67 @@
+"""Folders that are long in the making: each appears whole or not at all, and what a kill leaves is gone on with.
+
+Whoever writes one notes now and then how far its files are whole. They are cut to that before more is written.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gqa.convert.directory import sync_tree, write_atomically
+
+_NOTE = "written.json"
+
+
+@contextmanager
+def unfinished(folder: Path) -> Iterator[Path]:
+    """Yield the directory that becomes `folder` when the block ends well, in the place of what stands there.
+
+    When it does not, the directory stays if something was noted, for the next time; otherwise it is removed. Whoever
+    calls sees to it that nobody else does at the same time.
+    """
+    work = folder.with_name(f".{folder.name}.partial")
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        yield work
+        (work / _NOTE).unlink(missing_ok=True)
+        sync_tree(work)
+        old = folder.with_name(f".{folder.name}.old")
+        if folder.exists():
+            folder.rename(old)
+        work.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if work.exists() and not (work / _NOTE).exists():
+            shutil.rmtree(work)
+
+
+def noted(work: Path) -> dict[str, Any]:
+    """What was noted the last time; nothing if this is the first."""
+    note = work / _NOTE
+    return json.loads(note.read_text()) if note.is_file() else {}
+
+
+def note(work: Path, facts: dict[str, Any], files: Iterable[BinaryIO]) -> None:
+    """Note how far the files are whole, once they are on the disk."""
+    flush(files)
+    write_atomically(work / _NOTE, json.dumps(facts) + "\n")
+
+
+def flush(files: Iterable[BinaryIO]) -> None:
+    """See to it that what was written is on the disk."""
+    for file in files:
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def reopened(path: Path, size: int) -> BinaryIO:
+    """A file to write on from its first `size` bytes; what is behind them is forgotten."""
+    path.touch()
+    file = path.open("r+b")
+    file.truncate(size)
+    file.seek(size)
+    return file
