@@ -155,7 +155,7 @@ def documentation(model: PreTrainedModel, material: StreamMaterial, length: int,
     return np.array(nlls)
 
 
-def random_model(vocabulary: int) -> LlamaForCausalLM:
+def random_model(vocabulary: int) -> Any:
     """As small as the checkpoint that is measured, but for its head."""
     torch.manual_seed(0)
     return LlamaForCausalLM(

@@ -115,7 +115,9 @@ class Journey:
         report = evaluate(named, options, self.directory / "report", overwrite=True)
         seconds = self._seconds()
         table = [(*HEADINGS, "made in"), ("---", *("---:" for _ in HEADINGS))]
-        table += [(*cells, "{:.0f} s ({:.0f} s)".format(*seconds[cells[0]])) for cells in table_cells(report)]
+        table += [
+            (*cells, "{:.0f} s ({:.0f} s)".format(*seconds[cells[0]])) for cells in table_cells(report.document())
+        ]
         return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
 
     def _stage(self, name: str, make: Callable[[], object]) -> None:

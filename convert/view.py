@@ -45,13 +45,11 @@ def show_result(plan: Plan, output: Path, seconds: float, console: Console) -> N
         f"KV cache {_cache(plan.layers)}.",
         soft_wrap=True,
     )
-    show_what_follows(plan.options, compared, output, console, data=data)
+    show_what_follows(plan.options, output, console, compared=compared, data=data)
 
 
-def show_what_follows(
-    options: ConvertOptions, compared: str, output: Path, console: Console, *, data: str = "TEXT"
-) -> None:
-    """What the fit did, if there was one, and what to do next, with `data` and `compared` as gqa-eval takes them."""
+def show_what_follows(options: ConvertOptions, output: Path, console: Console, *, compared: str, data: str) -> None:
+    """What the fit did, if there was one, and what to do next: compare those with that text."""
     if options.fit:
         console.print(_what_the_fit_did(output), soft_wrap=True)
         console.print("What is left can be uptrained away. Next:", soft_wrap=True)

@@ -95,9 +95,9 @@ class LatentCommand:
             forecast = [{"keys": damage.keys[0], "values": damage.values[0]} for damage in damages]
             return plan.to_json() | {"forecast": forecast, "output": None}
         seconds = time.monotonic() - started
-        console.print(f"Wrote {target} in {seconds:.1f} s.", soft_wrap=True)
         compared = f"{source} {target}" if plan.source.original_runs else str(target)
-        show_what_follows(plan.options, compared, target, console)
+        console.print(f"Wrote {target} in {seconds:.1f} s.", soft_wrap=True)
+        show_what_follows(plan.options, target, console, compared=compared, data="TEXT")
         return plan.to_json() | {"output": str(target)}
 
 

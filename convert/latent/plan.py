@@ -134,6 +134,7 @@ class LatentPlan:
 
     @property
     def total_bytes(self) -> int:
+        """Of all weights that are written."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
@@ -144,6 +145,7 @@ class LatentPlan:
 
     @property
     def cache_bytes_after(self) -> int:
+        """The same of the result."""
         return self.shape.cached * self.source.shape.num_layers * self.dtype.itemsize
 
     def rest(self) -> Rest:

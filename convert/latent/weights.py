@@ -44,6 +44,7 @@ class LatentWeights:
 
     @property
     def num_heads(self) -> int:
+        """Query heads."""
         return self.q_rope.shape[0]
 
     @property
@@ -53,4 +54,5 @@ class LatentWeights:
 
     @property
     def has_query_bias(self) -> bool:
+        """Whether queries have one more column, for a bias."""
         return self.q_rope.shape[2] == self.latent.shape[2]

@@ -52,7 +52,7 @@ class Facts:
 
     @property
     def merged(self) -> bool:
-        """Whether heads share what they had alone, or a latent; not where they were only repeated."""
+        """Whether heads share what they had alone, not where they were only repeated; or a latent is in their place."""
         return bool(self.latent) or not only_repeated(*self.heads)
 
     @property

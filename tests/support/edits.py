@@ -16,7 +16,7 @@ def edit_config(checkpoint: Path, **changes: Any) -> None:
     (checkpoint / "config.json").write_text(json.dumps(kept))
 
 
-def edit_tensors(checkpoint: Path, edit: Callable[[dict[str, Tensor]], None]) -> None:
+def edit_tensors(checkpoint: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
     """Other tensors in the one weight file."""
     tensors = load_file(checkpoint / "model.safetensors")
     edit(tensors)

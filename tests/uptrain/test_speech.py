@@ -70,8 +70,8 @@ def test_it_learns_what_the_plain_loop_learns(configured: Configured, changes, m
     for step in range(6):
         order = [epoch_order(config.seed, sample // 4, 4, 4)[1][sample % 4] for sample in (2 * step, 2 * step + 1)]
         counts = [int((batches[number]["labels"] != -100).sum()) for number in order]
-        loss = sum(model(**batches[number]).loss * count for number, count in zip(order, counts, strict=True))
-        loss = loss / sum(counts)
+        parts = [model(**batches[number]).loss * count for number, count in zip(order, counts, strict=True)]
+        loss = torch.stack(parts).sum() / sum(counts)
         losses.append(loss.item())
         loss.backward()
         nn.utils.clip_grad_norm_(learning, config.clip)
