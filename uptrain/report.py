@@ -27,7 +27,7 @@ def write_report(run: Path, screen: Screen) -> None:
     if can_draw:
         draw(lines, run)
     else:
-        screen.note("No picture of the losses: matplotlib is not installed; pip install 'gqa[plots]'")
+        screen.note("There is no picture of the losses: matplotlib is not installed; pip install 'gqa[plots]'")
     write_atomically(run / "report.md", "\n".join(_report(record, lines, can_draw=can_draw)) + "\n")
 
 

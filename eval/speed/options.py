@@ -25,7 +25,8 @@ class SpeedOptions:
     """One of transformers' implementations: sdpa, eager, flash_attention_2, ..."""
 
     compile: bool | None = None
-    """Whether decoding steps are compiled. None: on CUDA, where launching kernels takes longer than most of them."""
+    """Whether decoding steps are compiled. None: on CUDA, where launching kernels takes longer than most of them. On a
+    CPU it may halve the time of small models, and takes half a minute and more for every batch and context."""
 
     memory_gb: float | None = None
     """The memory that the largest batch is computed for, in 10^9 bytes. None: all that the device has."""

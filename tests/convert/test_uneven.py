@@ -174,7 +174,7 @@ def test_the_command_says_what_it_does(deci, tmp_path):
     _, path = deci
     result = run(path, "-g", 4, "-o", tmp_path / "out")
     assert "deci has no class in transformers; the output is a llama checkpoint, equal up to rounding" in result.stdout
-    assert "Layers have 1, 2 or 4 KV heads; in the output each has 4." in result.stdout
+    assert "Layers have 1, 2 or 4 KV heads; in the output each has 4. Heads are repeated, which" in result.stdout
     assert f"4 KV heads, none of them merged. To compare:\n  gqa-eval {tmp_path / 'out'} --data TEXT" in result.stdout
     merged = run(path, "-g", 2, "-o", tmp_path / "merged").stdout
     assert "1 to 4 -> 2 KV heads, KV cache 896 B -> 768 B a token (1.17x smaller)" in merged

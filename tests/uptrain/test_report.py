@@ -19,6 +19,11 @@ Configured = Callable[..., UptrainConfig]
 
 
 @pytest.fixture
+def no_pictures():
+    """Here they are wanted."""
+
+
+@pytest.fixture
 def run(make_checkpoint: Callable[..., Path], configured: Configured, tmp_path: Path) -> Path:
     """Of a converted checkpoint that learns from its parent."""
     parent = make_checkpoint(num_key_value_heads=4)
