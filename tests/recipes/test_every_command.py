@@ -16,6 +16,7 @@ from typer import Typer
 from typer.testing import CliRunner, Result
 
 from gqa.convert.cli import app as convert_app
+from gqa.convert.export.cli import app as gguf_app
 from gqa.convert.push.cli import app as push_app
 from gqa.eval.cli import app as eval_app
 from gqa.eval.compare_cli import app as compare_app
@@ -31,6 +32,7 @@ WORKING: dict[str, Typer] = {
     "gqa-uptrain": uptrain_app,
     "gqa-uptrain cache-teacher": cache_app,
     "gqa-uptrain export": export_app,
+    "gqa-export": gguf_app,
     "gqa-push": push_app,
     "gqa-run": run_app,
 }
@@ -68,6 +70,7 @@ def words(
             "gqa-uptrain": training,
             "gqa-uptrain cache-teacher": training,
             "gqa-uptrain export": f"{finished_run / 'uptrained.run'} -o {tmp_path / 'out'}",
+            "gqa-export": f"gguf {converted} {tmp_path / 'out.gguf'}",
             "gqa-push": f"{converted} me/model --license mit --dry-run",
             "gqa-run": f"{recipe_file} -o {tmp_path / 'run'}",
         }

@@ -23,7 +23,7 @@ from gqa.convert.cli import app
 from gqa.convert.listing import to_json
 from gqa.eval import EvalOptions, evaluate_checkpoints
 
-PACKAGES = ["gqa.convert", "gqa.convert.push", "gqa.eval", "gqa.recipes", "gqa.uptrain"]
+PACKAGES = ["gqa.convert", "gqa.convert.export", "gqa.convert.push", "gqa.eval", "gqa.recipes", "gqa.uptrain"]
 NAMES = [(package, name) for package in PACKAGES for name in importlib.import_module(package).__all__]
 OF_THE_COMMAND = {"checkpoint", "output", "overwrite"}
 OF_THE_SCREEN = {"dry_run", "verbose", "list_families", "as_json", "quiet", "install_completion", "show_completion"}
