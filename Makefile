@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
 READY := $(VENV)/.ready
 
 # Allocator and thread settings that make CPU training several times faster; harmless elsewhere.
@@ -19,8 +20,9 @@ help:  ## What can be made
 demo: $(READY)  ## Convert, evaluate, uptrain and report on the embedded checkpoint
 	$(BIN)/gqa-run demo
 
-test: $(READY)  ## Run the tests
-	$(BIN)/python -m pytest
+test: export OMP_NUM_THREADS ?= 1
+test: $(READY)  ## Run the tests, WORKERS of them at once (2 unless you say otherwise; each may take 3 GB)
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-consumers: $(READY)  ## Let other engines read what gqa-convert writes, and write docs/consumers.md
 	PYTHONPATH=tests/support $(BIN)/python -m consumers $(CONSUMERS)

@@ -121,7 +121,7 @@ def _assemble(setup: Setup, screen: Screen, began: float) -> tuple[Trainer, int]
         guard=guard,
         watch=watch,
         screen=screen,
-        report=lambda: write_report(run_dir.path, screen),
+        report=lambda: write_report(run_dir.path),
         deadline=None if config.seconds is None else began + config.seconds,
     )
     return trainer, start
