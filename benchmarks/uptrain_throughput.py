@@ -101,7 +101,7 @@ def by_trainer(config: UptrainConfig, device: str) -> Timing:
     before = reset_peak(device)
     setup = prepare(config, Screen(quiet=True))
     samples, plan, steps = setup.data.samples, setup.plan, setup.plan.steps
-    rows: list[dict[str, Any]] = []
+    rows: list[Any] = []
     for step in range(steps):
         ids, positions, labels = samples.batch(samples.samples(step))
         keys = ("input_ids", "position_ids", "labels", "shift_labels")
