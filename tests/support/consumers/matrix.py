@@ -64,7 +64,7 @@ def verdicts(page: str) -> dict[tuple[str, str], Verdict]:
     found: dict[tuple[str, str], Verdict] = {}
     for line in page.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        said = [known for known in VERDICTS if len(cells) == 6 and cells[3].startswith(known)]
+        said: list[Verdict] = [known for known in VERDICTS if len(cells) == 6 and cells[3].startswith(known)]
         if said:
             found[cells[0], cells[2]] = said[0]
     return found

@@ -36,6 +36,9 @@ def served(file: Path, prompts: list[str], steps: int) -> Iterator[Answer]:
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(file)
     parameters.n_ctx, parameters.n_parallel, parameters.warmup = 512, 1, False
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = (
+        1  # more would wait for each other, spinning
+    )
     parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(parameters)
