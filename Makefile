@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
 READY := $(VENV)/.ready
 
 # Allocator and thread settings that make CPU training several times faster; harmless elsewhere.
@@ -11,16 +12,20 @@ export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help demo test check docs format clean
+.PHONY: help demo test test-consumers check docs format clean
 
 help:  ## What can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: $(READY)  ## Convert, evaluate, uptrain and report on the embedded checkpoint
 	$(BIN)/gqa-run demo
 
-test: $(READY)  ## Run the tests
-	$(BIN)/python -m pytest
+test: export OMP_NUM_THREADS ?= 1
+test: $(READY)  ## Run the tests, WORKERS of them at once (2 unless you say otherwise; each may take 3 GB)
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-consumers: $(READY)  ## Let other engines read what gqa-convert writes, and write docs/consumers.md
+	PYTHONPATH=tests/support $(BIN)/python -m consumers $(CONSUMERS)
 
 check: $(READY) .links  ## Formatting, lint, types and import direction
 	$(BIN)/ruff format --check .
@@ -36,7 +41,7 @@ format: $(READY)  ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 clean:  ## Remove the environment and everything made by a run
-	rm -rf $(VENV) .links runs build site *.egg-info
+	rm -rf $(VENV) .links .consumers runs build site *.egg-info
 
 # torch goes first and alone: what follows then finds it installed and fetches no other build.
 $(READY): pyproject.toml constraints.txt

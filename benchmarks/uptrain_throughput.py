@@ -119,6 +119,7 @@ def by_trainer(config: UptrainConfig, device: str) -> Timing:
         def on_log(self, *_told: Any, logs: dict[str, float], **_: Any) -> None:
             losses.extend([logs["loss"]] if "loss" in logs else [])
 
+    checkpointing: dict[str, Any] = {"gradient_checkpointing": True} if config.gradient_checkpointing else {}
     arguments = TrainingArguments(
         output_dir=str(config.output),
         max_steps=steps,
@@ -128,7 +129,7 @@ def by_trainer(config: UptrainConfig, device: str) -> Timing:
         max_grad_norm=config.clip,
         bf16=config.precision == "bfloat16",
         torch_compile=config.compile,
-        **({"gradient_checkpointing": True} if config.gradient_checkpointing else {}),
+        **checkpointing,
         use_cpu=device == "cpu",
         logging_steps=steps // 2,
         save_strategy="no",

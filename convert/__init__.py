@@ -10,7 +10,7 @@ from gqa.convert.lazy import lazily
 
 if TYPE_CHECKING:
     from gqa.convert.calibration import CalibrationOptions
-    from gqa.convert.conversion import Conversion, convert_checkpoint, preview_checkpoint
+    from gqa.convert.conversion import Conversion, convert_checkpoint, convert_to_latent, preview_checkpoint
     from gqa.convert.errors import UserError
     from gqa.convert.layerfit import FitOptions
     from gqa.convert.listing import listed as list_families
@@ -23,6 +23,7 @@ __all__ = [
     "Preview",
     "UserError",
     "convert_checkpoint",
+    "convert_to_latent",
     "list_families",
     "preview_checkpoint",
 ]
@@ -36,6 +37,7 @@ __getattr__ = lazily(
         "Preview": "gqa.convert.preview:Preview",
         "UserError": "gqa.convert.errors:UserError",
         "convert_checkpoint": "gqa.convert.conversion:convert_checkpoint",
+        "convert_to_latent": "gqa.convert.conversion:convert_to_latent",
         "list_families": "gqa.convert.listing:listed",
         "preview_checkpoint": "gqa.convert.conversion:preview_checkpoint",
     },

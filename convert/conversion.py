@@ -7,10 +7,13 @@ from typing import Literal
 
 from gqa.convert.calibration import CalibrationOptions, Progress
 from gqa.convert.choosing import Wish, chosen
+from gqa.convert.latent.plan import LatentOptions, LatentPlan, plan_latent
+from gqa.convert.latent.rewrite import write_latent
 from gqa.convert.layerfit import FitOptions
-from gqa.convert.plan import Plan
+from gqa.convert.plan import ConvertOptions, Plan
+from gqa.convert.pretrained import quiet_transformers
 from gqa.convert.preview import Preview, preview
-from gqa.convert.rewrite import default_output, ignore_progress, write_conversion
+from gqa.convert.rewrite import beside, default_output, ignore_progress, write_conversion
 from gqa.convert.source import resolve_checkpoint
 from gqa.convert.writer import Advance
 
@@ -21,7 +24,7 @@ class Conversion:
 
     output: Path
     """where the result is"""
-    plan: Plan
+    plan: Plan | LatentPlan
     """what was done; `plan.to_json()` is what `--json` prints"""
     record: Mapping[str, object] = field(default_factory=dict)
     """how the number of KV heads was found, where another measure than a number was given"""
@@ -103,6 +106,52 @@ def convert_checkpoint(
             facts=choice.record,
         )
         return Conversion(output=target, plan=choice.plan, record=choice.record)
+
+
+def convert_to_latent(
+    checkpoint: str | Path,
+    output: str | Path | None = None,
+    *,
+    kv_budget: float | None = None,
+    kv_rank: int | None = None,
+    rope_dim: int | None = None,
+    calibration: CalibrationOptions | None = None,
+    fit: FitOptions | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    max_shard_size: str = "5GB",
+    overwrite: bool = False,
+    advance: Advance = ignore_progress,
+    progress: Progress = lambda *_: None,
+) -> Conversion:
+    """Put a latent and one rotary key in the place of K/V heads, as `gqa-convert --to mla` does.
+
+    What is not explained here is as of `convert_checkpoint`.
+
+    Args:
+        output: a directory to make [default: beside the checkpoint, its name with -mlaR].
+        kv_budget: the share of the KV cache to keep.
+        kv_rank: instead: numbers of a token's latent.
+        rope_dim: numbers of a token's rotary key.
+
+    Raises:
+        UserError: the checkpoint, an option or the output can't be used; nothing is left behind.
+    """
+    sizes = LatentOptions(kv_budget=kv_budget, kv_rank=kv_rank, rope_dim=rope_dim)
+    options = ConvertOptions(
+        groups=1,
+        method="lowrank",
+        calibration=calibration,
+        fit=fit,
+        seed=seed,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+    )
+    quiet_transformers()
+    plan = plan_latent(resolve_checkpoint(checkpoint), sizes, options)
+    target = Path(output) if output is not None else beside(str(checkpoint), f"-mla{plan.shape.kv_rank}")
+    write_latent(plan, target, overwrite=overwrite, advance=advance, progress=progress)
+    return Conversion(output=target, plan=plan)
 
 
 def preview_checkpoint(

@@ -207,10 +207,10 @@ class Plan:
             return None
         groups, heads = self.options.groups, sorted({place.kv_heads for place in self.places})
         said = f"{', '.join(map(str, heads[:-1]))} or {heads[-1]}"
-        return (
-            f"Layers have {said} KV heads; in the output each has {groups}. Where {groups} is a multiple, heads are "
-            "repeated, which changes nothing; elsewhere they merge."
-        )
+        done = f"Where {groups} is a multiple, heads are repeated, which changes nothing; elsewhere they merge."
+        if not any(groups % count for count in heads):
+            done = "Heads are repeated, which changes nothing."
+        return f"Layers have {said} KV heads; in the output each has {groups}. {done}"
 
     @property
     def _change_of_class(self) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gqa.convert.errors import UserError
+from gqa.convert.errors import UserError, did_you_mean
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _FOLDERS = ("additional_chat_templates",)
@@ -30,7 +30,15 @@ def resolve_checkpoint(name: str | Path) -> Path:
         raise UserError(f"{path} is a file; name the checkpoint's directory")
     if _HUB_ID.match(str(name)) and not str(name).startswith("."):
         return _download(str(name))
-    raise UserError(f"no such directory: {path}")
+    raise UserError(
+        f"no such directory: {path}{_near(path)}; name one with a checkpoint, or a model on the Hub, org/name"
+    )
+
+
+def _near(path: Path) -> str:
+    """The checkpoint beside `path` whose name is most like its own, as a question."""
+    beside = [item.parent.name for item in path.parent.glob("*/config.json")]
+    return did_you_mean(path.name, beside)
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:

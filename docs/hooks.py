@@ -21,6 +21,7 @@ MODULES = {
     "gqa": "gqa.recipes.map",
     "gqa-convert": "gqa.convert",
     "gqa-eval": "gqa.eval",
+    "gqa-export": "gqa.convert.export",
     "gqa-push": "gqa.convert.push",
     "gqa-run": "gqa.recipes",
     "gqa-uptrain": "gqa.uptrain",

@@ -1,12 +1,12 @@
 """The command `gqa-eval compare`: parses, calls `compare`, prints."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gqa.convert.console import EXIT_CODES, command_app, friendly_errors
+from gqa.convert.errors import UserError
 
 app = command_app()
 
@@ -22,6 +22,7 @@ def compare_command(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output directory.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only; with --output or --json.")] = False,
 ) -> None:
     """Put reports of the same data together: all their checkpoints in one table, one page, one report.json.
 
@@ -34,25 +35,13 @@ def compare_command(
       gqa-eval compare mean lowrank fitted -o all
     """  # noqa: D301 - the backspace is typer's sign to keep the lines that follow as they are
     with friendly_errors():
-        _compare(reports, output, overwrite=overwrite, as_json=as_json)
+        from gqa.eval.screen import print_table
+        from gqa.eval.together import compare_reports
 
-
-def _compare(paths: list[Path], output: Path | None, *, overwrite: bool, as_json: bool) -> None:
-    from gqa.convert.directory import check_output
-    from gqa.eval.compare import compare
-    from gqa.eval.document import Document
-    from gqa.eval.read import read_report
-    from gqa.eval.screen import print_table
-    from gqa.eval.written import write_files
-
-    if output is not None:
-        check_output(output, paths, overwrite=overwrite)
-    merged = compare([read_report(path) for path in paths])
-    text = json.dumps(merged, indent=2, allow_nan=False) + "\n"
-    document = Document.model_validate(merged)
-    if output is not None:
-        write_files(document, text, output, overwrite=overwrite)
-    if as_json:
-        typer.echo(text, nl=False)
-    else:
-        print_table(document, output)
+        if quiet and output is None and not as_json:
+            raise UserError("--quiet leaves nothing of a comparison that is not kept; add --output DIR, or --json")
+        compared = compare_reports(reports, output, overwrite=overwrite)
+        if as_json:
+            typer.echo(compared.text, nl=False)
+        elif not quiet:
+            print_table(compared.document, output)

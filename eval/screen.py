@@ -12,6 +12,7 @@ from rich.progress import Progress as Bar
 from gqa.eval.document import Document
 from gqa.eval.processes import speaks
 from gqa.eval.render import HEADINGS, table_cells
+from gqa.eval.words import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,7 +50,7 @@ def print_table(document: Document, output: Path | None) -> None:
         table = _table(document, narrow=True)
     console.print(table)
     for note in document.notes:
-        console.print(f"Note: {note}", highlight=False, markup=False)
+        console.print(f"Note: {printable(note)}", highlight=False, markup=False)
     if output is not None:
         console.print(f"Report: {output / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
 
@@ -65,5 +66,5 @@ def _table(document: Document, *, narrow: bool = False) -> "Table":
         text = heading.replace(" ±", "\n±").replace("/", "/\n") if narrow else heading
         table.add_column(text, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
     for label, *cells in table_cells(document):
-        table.add_row(Text(label), *(cell.replace(" ±", "\n±") if narrow else cell for cell in cells))
+        table.add_row(Text(printable(label)), *(cell.replace(" ±", "\n±") if narrow else cell for cell in cells))
     return table

@@ -40,6 +40,11 @@ COMMANDS = (
         example="gqa-eval ./llama-2-7b ./llama-2-7b-gqa8-uptrained --data heldout.jsonl",
     ),
     Command(
+        name="gqa-export",
+        does="Write a checkpoint as a GGUF file, for llama.cpp.",
+        example="gqa-export gguf ./pythia-410m-gqa4 pythia-gqa4.gguf",
+    ),
+    Command(
         name="gqa-push",
         does="Publish a checkpoint on the Hub, with its model card.",
         example="gqa-push ./llama-2-7b-gqa8-uptrained me/llama-2-7b-gqa8 --dry-run",
@@ -56,6 +61,7 @@ _PLACES = {
     "gqa-convert": "gqa.convert.cli",
     "gqa-uptrain": "gqa.uptrain.cli",
     "gqa-eval": "gqa.eval.cli",
+    "gqa-export": "gqa.convert.export.cli",
     "gqa-push": "gqa.convert.push.cli",
     "gqa-run": "gqa.recipes.cli",
 }
@@ -78,7 +84,7 @@ def map_command(
     context: typer.Context,
     command: Annotated[
         str | None,
-        typer.Argument(metavar="COMMAND", help="convert, uptrain, eval, push or run.", autocompletion=_words),
+        typer.Argument(metavar="COMMAND", help="convert, uptrain, eval, export, push or run.", autocompletion=_words),
     ] = None,
     versions: Annotated[bool, typer.Option("--version", help="Print the versions that matter in a report.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the map, or the versions, as JSON.")] = False,

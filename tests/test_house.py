@@ -83,10 +83,16 @@ def test_help_shows_an_example(script: str, tmp_path: Path):
     assert examples, f"no line of {script} --help shows how to call it"
 
 
-def test_the_tables_of_the_readme_are_those_of_the_families():
-    command = [sys.executable, ROOT / "benchmarks" / "readme_families.py", "--check"]
+def test_the_tables_in_the_manual_are_those_of_the_families():
+    command = [sys.executable, ROOT / "benchmarks" / "families_table.py", "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_the_readme_links_to_is_there():
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+    assert len(links) > 10
 
 
 def test_the_installed_scripts_are_those_of_the_project():

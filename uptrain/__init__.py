@@ -11,15 +11,17 @@ from gqa.uptrain.config import UptrainConfig
 
 if TYPE_CHECKING:
     from gqa.uptrain.cache_teacher import cache_teacher as draw_from_teacher
+    from gqa.uptrain.exporting import export_saved
     from gqa.uptrain.run import UptrainResult
 
-__all__ = ["UptrainConfig", "UptrainResult", "draw_from_teacher", "uptrain"]
+__all__ = ["UptrainConfig", "UptrainResult", "draw_from_teacher", "export_saved", "uptrain"]
 
 __getattr__ = lazily(
     __name__,
     {
         "UptrainResult": "gqa.uptrain.run:UptrainResult",
         "draw_from_teacher": "gqa.uptrain.cache_teacher:cache_teacher",
+        "export_saved": "gqa.uptrain.exporting:export_saved",
     },
 )
 

@@ -1,17 +1,15 @@
 """What a run leaves for its reader: `report.md`, and the curve of its losses as `loss.svg` and `loss.png`.
 
-All of it is made from `run.json` and `metrics.jsonl`. The picture needs matplotlib, the extra `plots`.
+All of it is made from `run.json` and `metrics.jsonl`.
 """
 
 import json
 import math
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from gqa.convert.directory import write_atomically
 from gqa.uptrain.metrics import read_metrics
-from gqa.uptrain.screen import Screen
 
 Lines = list[dict[str, Any]]
 
@@ -19,16 +17,12 @@ _SMOOTH = 50
 """The curve of training losses is a mean over so many steps, or a fiftieth of them if that is less."""
 
 
-def write_report(run: Path, screen: Screen) -> None:
-    """Write the report of the run in this directory, and the picture if it can be drawn."""
+def write_report(run: Path) -> None:
+    """Write the report of the run in this directory, and the picture of its losses."""
     lines = read_metrics(run / "metrics.jsonl")
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    can_draw = find_spec("matplotlib") is not None
-    if can_draw:
-        draw(lines, run)
-    else:
-        screen.note("No picture of the losses: matplotlib is not installed; pip install 'gqa[plots]'")
-    write_atomically(run / "report.md", "\n".join(_report(record, lines, can_draw=can_draw)) + "\n")
+    draw(lines, run)
+    write_atomically(run / "report.md", "\n".join(_report(record, lines)) + "\n")
 
 
 def draw(lines: Lines, folder: Path) -> None:
@@ -84,7 +78,7 @@ def _smoothed(losses: list[float]) -> list[float]:
     return means
 
 
-def _report(record: dict[str, Any], lines: Lines, *, can_draw: bool) -> list[str]:
+def _report(record: dict[str, Any], lines: Lines) -> list[str]:
     """The lines of report.md."""
     config, plan, facts = record["config"], record["plan"], record["facts"]
     steps, left_out = [line for line in lines if "loss" in line], sum("left_out" in line for line in lines)
@@ -103,7 +97,7 @@ def _report(record: dict[str, Any], lines: Lines, *, can_draw: bool) -> list[str
         *_table(lines),
         "",
     ]
-    return [*text, "![Losses and validation perplexity against tokens](loss.svg)"] if can_draw else text[:-1]
+    return [*text, "![Losses and validation perplexity against tokens](loss.svg)"]
 
 
 def _typical(steps: Lines) -> str:

@@ -75,7 +75,7 @@ def run(config: UptrainConfig) -> UptrainResult:
         try:
             stopped_by = trainer.train(start)
             if trainer.accelerator.is_main_process:
-                write_report(setup.run_dir.path, screen)
+                trainer.report()
             if stopped_by:
                 raise _stopped(stopped_by, setup.run_dir, screen)
             result = _finish(setup, trainer)
@@ -121,6 +121,7 @@ def _assemble(setup: Setup, screen: Screen, began: float) -> tuple[Trainer, int]
         guard=guard,
         watch=watch,
         screen=screen,
+        report=lambda: write_report(run_dir.path),
         deadline=None if config.seconds is None else began + config.seconds,
     )
     return trainer, start

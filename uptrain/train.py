@@ -1,5 +1,6 @@
 """The training loop: step, report, validate, save, until the budget is spent or someone asks to stop."""
 
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from gqa.uptrain.signals import StopRequest
 from gqa.uptrain.validate import Validation
 from gqa.uptrain.watch import Watch
 
+_SECONDS_BETWEEN_REPORTS = 300.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
@@ -49,6 +52,9 @@ class Trainer:
     deadline: float | None = None
     """When the time is up, on the monotonic clock."""
 
+    report: Callable[[], None] = lambda: None
+    """Writes for the reader how the run stands."""
+
     def train(self, start: int) -> int:
         """Train from step `start` to the end; returns the signal that stopped it early (the run is saved), or 0.
 
@@ -61,6 +67,7 @@ class Trainer:
                 self._validate_teacher()
                 self._validate(0)
             self.metrics.speed.restart_clock(start)
+            next_report = time.monotonic() + _SECONDS_BETWEEN_REPORTS
             for step in range(start + 1, self.plan.steps + 1):
                 if self.watch.is_over:
                     break
@@ -76,6 +83,9 @@ class Trainer:
                     self._validate(step)
                 if saves or self.watch.is_over or self.watch.kept == step:
                     self.checkpoints.save(step, self.watch.kept)
+                    if time.monotonic() >= next_report and self.accelerator.is_main_process:
+                        self.report()
+                        next_report = time.monotonic() + _SECONDS_BETWEEN_REPORTS
                 if evaluates or saves:
                     self.metrics.speed.restart_clock(step)
                 if signal and not is_last and not self.watch.is_over:

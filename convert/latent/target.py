@@ -5,8 +5,8 @@ the queries are scaled. It normalises the latent: one channel more, held constan
 the norm a constant, which its weight undoes. That channel is also the one of [c; 1], so biases cost nothing more.
 Queries with a bias go through its low-rank path, at full rank and with a constant channel of their own.
 
-(deepseek_v3 with dense layers only computes the same and is known to more programs; but some of those leave out the
-biases that the constant channel needs, in silence, where they refuse a youtu.)
+(deepseek_v3 with dense layers only computes the same and is known to more programs. But vLLM and SGLang give its
+projection to the latent no bias, which the constant channel needs; a model type of its own is not taken for theirs.)
 """
 
 import math

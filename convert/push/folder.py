@@ -76,7 +76,9 @@ def open_folder(path: Path, include: Sequence[str] = ()) -> Folder:
     """
     if not path.is_dir():
         raise UserError(
-            f"{path} is a file; name the checkpoint's directory" if path.exists() else f"no such directory: {path}"
+            f"{path} is a file; name the checkpoint's directory"
+            if path.exists()
+            else f"no such directory: {path}; name one that gqa-convert or gqa-uptrain wrote"
         )
     config, stages = read_config(path), read_stages(path)
     if not stages:

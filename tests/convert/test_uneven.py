@@ -15,8 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaAttention
 from typer.testing import CliRunner
 
+from gqa.convert.calibration import CalibrationOptions
+from gqa.convert.choosing import Wish, chosen
 from gqa.convert.cli import app
 from gqa.convert.errors import UserError
+from gqa.convert.layerfit import FitOptions
 from gqa.convert.plan import ConvertOptions, plan_conversion
 from gqa.convert.rewrite import convert
 
@@ -174,7 +177,7 @@ def test_the_command_says_what_it_does(deci, tmp_path):
     _, path = deci
     result = run(path, "-g", 4, "-o", tmp_path / "out")
     assert "deci has no class in transformers; the output is a llama checkpoint, equal up to rounding" in result.stdout
-    assert "Layers have 1, 2 or 4 KV heads; in the output each has 4." in result.stdout
+    assert "Layers have 1, 2 or 4 KV heads; in the output each has 4. Heads are repeated, which" in result.stdout
     assert f"4 KV heads, none of them merged. To compare:\n  gqa-eval {tmp_path / 'out'} --data TEXT" in result.stdout
     merged = run(path, "-g", 2, "-o", tmp_path / "merged").stdout
     assert "1 to 4 -> 2 KV heads, KV cache 896 B -> 768 B a token (1.17x smaller)" in merged
@@ -207,16 +210,18 @@ def with_tokenizer(randomised, make_tokenizer, tmp_path):
 
 
 def test_it_can_be_calibrated_fitted_and_measured(with_tokenizer, calibration_text, tmp_path, load):
-    text = ["--calibration", calibration_text, "--sequence-length", 32, "--calibration-tokens", 256]
-    run(
-        with_tokenizer, "-g", 2, "-o", tmp_path / "fitted", *text, "--method", "lowrank", "--fit", 512, "--fit-steps", 8
-    )
+    text = CalibrationOptions(data=str(calibration_text), tokens=256, held_out_tokens=128, sequence_length=32)
+    options = ConvertOptions(groups=2, method="lowrank", calibration=text, fit=FitOptions(steps=8))
+    convert(with_tokenizer, tmp_path / "fitted", options)
     stage = json.loads((tmp_path / "fitted" / "gqa.json").read_text())["stages"][-1]
-    assert len([layer["fit"] for layer in stage["layers"]]) == 3
+    assert all("fit" in layer for layer in stage["layers"])
     assert load(tmp_path / "fitted").config.num_key_value_heads == 2
-    run(with_tokenizer, "--dry-run", *text)
-    automatic = run(with_tokenizer, "-g", "auto", "--max-loss", 50, "-o", tmp_path / "auto", *text)
-    assert "nats a token with 1 to 4 KV heads" in automatic.stdout
+    said = run(with_tokenizer, "--dry-run", "--calibration", calibration_text, "--calibration-tokens", 256).stdout
+    assert "measured on the calibration text" in said
+    wish = Wish(groups="auto", max_loss=50, calibration=text)
+    with chosen(with_tokenizer, wish, ConvertOptions(groups=1), lambda groups: tmp_path / str(groups)) as choice:
+        assert choice.groups == 1
+        assert choice.sentences[0].endswith("nats a token with 1 to 4 KV heads.")
 
 
 @pytest.mark.parametrize(

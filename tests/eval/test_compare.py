@@ -158,6 +158,14 @@ def test_the_files_and_the_table(report_of, tmp_path: Path):
     assert made["checkpoints"] == written["checkpoints"]
 
 
+def test_no_label_speaks_to_the_terminal(changed, report_of):
+    loud = changed("before", "one", change=lambda report: report["checkpoints"][1].update(label="\x1b[2Jone\x07\ud800"))
+    result = gqa_compare(report_of("before", "two"), loud)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "\ufffd[2Jone\ufffd\ufffd" in result.stdout
+    assert "\x1b" not in result.stdout
+
+
 def test_reports_of_format_1_are_read(changed, report_of):
     def older(report: dict[str, Any]) -> None:
         report["format"] = 1

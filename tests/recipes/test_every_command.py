@@ -16,8 +16,10 @@ from typer import Typer
 from typer.testing import CliRunner, Result
 
 from gqa.convert.cli import app as convert_app
+from gqa.convert.export.cli import app as gguf_app
 from gqa.convert.push.cli import app as push_app
 from gqa.eval.cli import app as eval_app
+from gqa.eval.compare_cli import app as compare_app
 from gqa.recipes.cli import app as run_app
 from gqa.recipes.map import app as map_app
 from gqa.uptrain.cli import app as uptrain_app
@@ -26,9 +28,11 @@ from gqa.uptrain.cli import cache_app, export_app
 WORKING: dict[str, Typer] = {
     "gqa-convert": convert_app,
     "gqa-eval": eval_app,
+    "gqa-eval compare": compare_app,
     "gqa-uptrain": uptrain_app,
     "gqa-uptrain cache-teacher": cache_app,
     "gqa-uptrain export": export_app,
+    "gqa-export": gguf_app,
     "gqa-push": push_app,
     "gqa-run": run_app,
 }
@@ -62,9 +66,11 @@ def words(
         lines = {
             "gqa-convert": f"{checkpoint} -g 2 --method lowrank -o {tmp_path / 'out'}",
             "gqa-eval": f"{checkpoint} {converted} --data {text['heldout']} --window 32 -o {tmp_path / 'report'}",
+            "gqa-eval compare": f"{finished_run / 'report'} {finished_run / 'report'} -o {tmp_path / 'report'}",
             "gqa-uptrain": training,
             "gqa-uptrain cache-teacher": training,
             "gqa-uptrain export": f"{finished_run / 'uptrained.run'} -o {tmp_path / 'out'}",
+            "gqa-export": f"gguf {converted} {tmp_path / 'out.gguf'}",
             "gqa-push": f"{converted} me/model --license mit --dry-run",
             "gqa-run": f"{recipe_file} -o {tmp_path / 'run'}",
         }

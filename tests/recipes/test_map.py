@@ -62,6 +62,7 @@ COMPLETIONS = {
     "gqa-convert --method l": ("gqa.convert", {"lowrank"}),
     "gqa-eval --dtype f": ("gqa.eval", {"float16", "float32"}),
     "gqa-uptrain --div": ("gqa.uptrain", {"--divergence"}),
+    "gqa-export --dtype bf": ("gqa.convert.export", {"bfloat16"}),
     "gqa-push --rev": ("gqa.convert.push", {"--revision"}),
     "gqa-run demo": ("gqa.recipes", {"demo", "demo-fit"}),
 }

@@ -11,12 +11,19 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from gqa.convert import CalibrationOptions, UserError, convert_checkpoint, list_families, preview_checkpoint
+from gqa.convert import (
+    CalibrationOptions,
+    UserError,
+    convert_checkpoint,
+    convert_to_latent,
+    list_families,
+    preview_checkpoint,
+)
 from gqa.convert.cli import app
 from gqa.convert.listing import to_json
 from gqa.eval import EvalOptions, evaluate_checkpoints
 
-PACKAGES = ["gqa.convert", "gqa.convert.push", "gqa.eval", "gqa.recipes", "gqa.uptrain"]
+PACKAGES = ["gqa.convert", "gqa.convert.export", "gqa.convert.push", "gqa.eval", "gqa.recipes", "gqa.uptrain"]
 NAMES = [(package, name) for package in PACKAGES for name in importlib.import_module(package).__all__]
 OF_THE_COMMAND = {"checkpoint", "output", "overwrite"}
 OF_THE_SCREEN = {"dry_run", "verbose", "list_families", "as_json", "quiet", "install_completion", "show_completion"}
@@ -44,10 +51,11 @@ def test_importing_all_of_them_is_quick():
     assert done.stdout == "False\n"
 
 
-def test_convert_checkpoint_has_every_option_of_the_command():
+def test_functions_have_every_option_of_the_command():
     options = {parameter.name for parameter in get_command(app).params} - OF_THE_SCREEN - OF_CALIBRATION - OF_FITS
-    taken = set(inspect.signature(convert_checkpoint).parameters) - {"advance", "progress"}
-    assert taken == options - {"help"}
+    functions = (convert_checkpoint, convert_to_latent)
+    taken = {name for function in functions for name in inspect.signature(function).parameters}
+    assert taken - {"advance", "progress"} == options - {"help", "to"}
     assert taken >= OF_THE_COMMAND
 
 
@@ -58,6 +66,14 @@ def test_converting_is_what_the_command_does(checkpoint: Path, tmp_path: Path):
     assert result.exit_code == 0, result.output
     assert done.output == tmp_path / "called"
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (done.output / name).read_bytes() == (tmp_path / "commanded" / name).read_bytes()
+
+
+def test_latent_attention_is_what_the_command_makes(checkpoint: Path, tmp_path: Path):
+    done = convert_to_latent(checkpoint, tmp_path / "called", kv_budget=0.5)
+    words = [str(checkpoint), "--to", "mla", "--kv-budget", "0.5", "-o", str(tmp_path / "commanded")]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    for name in ("model.safetensors", "config.json"):
         assert (done.output / name).read_bytes() == (tmp_path / "commanded" / name).read_bytes()
 
 

@@ -33,7 +33,12 @@ def test_a_run_leaves_checkpoints_and_a_report(finished_run: Path, recipe_file: 
     expected = [2 * 2 * kv_heads * 8 * 4 for kv_heads in (4, 2, 2)]
     assert [row["kv_cache"]["bytes_per_token"] for row in rows.values()] == expected
     assert rows["uptrained"]["perplexity"] < rows["converted"]["perplexity"]
-    assert (finished_run / "report" / "report.md").is_file()
+    files = sorted(path.name for path in (finished_run / "report").iterdir())
+    assert files == ["pareto.png", "report.html", "report.json", "report.md"]
+    (training,) = rows["uptrained"]["history"]["trainings"]
+    assert [point["step"] for point in training["validation"]] == [0, 4]
+    assert [point["step"] for point in training["loss"]] == [1, 2, 3, 4]
+    assert "Uptraining</h3>" in (finished_run / "report" / "report.html").read_text()
     assert [stage["stage"] for stage in read_stages(finished_run / "uptrained")] == ["convert", "uptrain"]
     resolved = load_recipe(str(finished_run / "recipe.toml")).tables()
     assert resolved == load_recipe(str(recipe_file), output=finished_run).tables()

@@ -164,6 +164,12 @@ def finish(start: Start) -> Callable[..., tuple[int, str]]:
 
 
 @pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch):
+    """They take half a second a run, and nobody looks at them."""
+    monkeypatch.setattr("gqa.uptrain.report.draw", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch):
     """As in the processes that `start` starts (the order of sums depends on it), and fastest for models this small."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")

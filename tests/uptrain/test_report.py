@@ -1,7 +1,6 @@
 """The report of a run: its table, and the picture with the levels of parent and converted model."""
 
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +11,14 @@ from gqa.convert.rewrite import convert
 from gqa.uptrain import uptrain
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.metrics import read_metrics
-from gqa.uptrain.report import _smoothed, write_report
-from gqa.uptrain.screen import Screen
+from gqa.uptrain.report import _smoothed
 
 Configured = Callable[..., UptrainConfig]
+
+
+@pytest.fixture
+def no_pictures():
+    """Here they are wanted."""
 
 
 @pytest.fixture
@@ -53,18 +56,6 @@ def test_the_parents_level_is_the_parents_loss(run: Path, configured: Configured
     assert facts
     alone = uptrain(configured(checkpoint=facts[1], teacher="none", max_steps=1, output=tmp_path / "alone"))
     assert alone.validation[0]["validation_loss"] == pytest.approx(teacher["teacher_loss"], rel=1e-6)
-
-
-def test_without_matplotlib_there_is_a_sentence_and_a_report(run: Path, monkeypatch: pytest.MonkeyPatch, capfd):
-    for kind in ("svg", "png"):
-        (run / f"loss.{kind}").unlink()
-    before = (run / "report.md").read_text()
-    shutil.copy(run / "report.md", run / "old.md")
-    monkeypatch.setattr("gqa.uptrain.report.find_spec", lambda _: None)
-    write_report(run, Screen(quiet=False))
-    assert "matplotlib is not installed; pip install 'gqa[plots]'" in capfd.readouterr().err
-    assert not list(run.glob("loss.*"))
-    assert (run / "report.md").read_text() == before.partition("\n![")[0]
 
 
 def test_a_mean_of_the_last_steps():

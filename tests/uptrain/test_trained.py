@@ -37,7 +37,7 @@ def moved(before: Path, after: Path) -> set[str]:
         ({"train": "kv", "kv_lr_multiplier": 3.0}, lambda name: "k_proj" in name or "v_proj" in name),
         ({}, lambda name: bool(name)),
     ],
-    ids=str,
+    ids=["attention", "kv", "embeddings frozen", "kv faster", "all"],
 )
 def test_nothing_else_moves(configured: Configured, checkpoint: Path, changes, expected: Callable[[str], bool]):
     result = uptrain(configured(max_steps=2, **changes))

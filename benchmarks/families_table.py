@@ -1,7 +1,7 @@
-"""Writes the tables of families into README.md and docs/, between their markers, from what the families' files say.
+"""Writes the tables of families into docs/families.md, between its markers, from what the families' files say.
 
-python benchmarks/readme_families.py            # brings them up to date
-python benchmarks/readme_families.py --check    # says with exit code 1 that it is not
+python benchmarks/families_table.py            # brings it up to date
+python benchmarks/families_table.py --check    # says with exit code 1 that it is not
 """
 
 import re
@@ -15,26 +15,22 @@ import typer
 from gqa.convert.families.wrappers import WRAPPERS
 from gqa.convert.listing import COLUMNS, listed, refusals
 
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "docs" / "families.md"]
+PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 
 
 def main(check: Annotated[bool, typer.Option("--check", help="Write nothing.")] = False) -> None:
     """Write the tables, or check them."""
-    for page in PAGES:
-        old = page.read_text(encoding="utf-8")
-        new = _up_to_date(old)
-        if check and new != old:
-            sys.exit(f"the tables in {page} are not those of the families: run python benchmarks/readme_families.py")
-        if not check:
-            page.write_text(new, encoding="utf-8")
-
-
-def _up_to_date(text: str) -> str:
-    text = _between(text, "families", _markdown(COLUMNS, (entry.row for entry in listed())))
-    text = _between(text, "multimodal", ", ".join(sorted(WRAPPERS)))
+    old = PAGE.read_text(encoding="utf-8")
+    new = _between(old, "families", _markdown(COLUMNS, (entry.row for entry in listed())))
+    new = _between(new, "multimodal", ", ".join(sorted(WRAPPERS)))
     rows = ((", ".join(model_types), reason) for reason, model_types in refusals())
-    return _between(text, "refused", _markdown(("refused", "because"), rows))
+    new = _between(new, "refused", _markdown(("refused", "because"), rows))
+    if check and new != old:
+        sys.exit(
+            "the tables in docs/families.md are not those of the families: run python benchmarks/families_table.py"
+        )
+    if not check:
+        PAGE.write_text(new, encoding="utf-8")
 
 
 def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

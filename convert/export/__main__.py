@@ -1,0 +1,5 @@
+"""`python -m gqa.convert.export`."""
+
+from gqa.convert.export.cli import main
+
+main()

@@ -1,0 +1,165 @@
+"""A checkpoint becomes one GGUF file: described first, then its tensors one at a time; whole or not at all."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gqa.convert.checkpoint import COMPUTED
+from gqa.convert.directory import check_space, current_umask, disk_errors
+from gqa.convert.errors import UserError, first_line
+from gqa.convert.export.architectures import Architecture, architecture_for, describe, head_dim, names
+from gqa.convert.export.options import ExportOptions
+from gqa.convert.export.vocabulary import add_vocabulary
+from gqa.convert.source import read_config
+from gqa.convert.tensors import TensorEntry, read_entries
+
+if TYPE_CHECKING:
+    import torch
+    from gguf import GGUFWriter
+    from transformers import PreTrainedConfig
+
+
+def export_gguf(options: ExportOptions, advance: Callable[[int], None] = lambda _: None) -> int:
+    """Write the file.
+
+    Args:
+        advance: called with numbers of bytes written.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        UserError: the package gguf is missing, the checkpoint is damaged or none that llama.cpp computes as it is
+            meant, or the output can't be written.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError("gqa-export needs the package gguf; install it with pip install 'gqa[gguf]'")
+    _check_output(options)
+    config = _configuration(options.directory)
+    architecture = architecture_for(config)
+    entries = {name: entry for name, entry in read_entries(options.directory).items() if not name.endswith(COMPUTED)}
+    renamed = _renamed(entries, config, architecture)
+    check_space(options.output, sum(entry.nbytes for entry in entries.values()))
+    partial = options.output.with_name(f".{options.output.name}.partial")
+    try:
+        with disk_errors(options.output):
+            _write(partial, options, config, architecture, renamed, advance)
+            partial.chmod(0o666 & ~current_umask())
+            partial.replace(options.output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return options.output.stat().st_size
+
+
+def _check_output(options: ExportOptions) -> None:
+    output = options.output
+    if output.suffix != ".gguf":  # so that no file of a checkpoint is ever replaced
+        raise UserError(f"the output {output} does not end in .gguf; name a file that does")
+    if output.is_dir():
+        raise UserError(f"the output {output} is a directory; name a file, {output / 'model.gguf'} say")
+    if output.exists() and not options.overwrite:
+        raise UserError(f"the output {output} exists; choose another, or replace it with --overwrite")
+    if not output.parent.is_dir():
+        raise UserError(f"there is no directory {output.parent} to write {output.name} into")
+
+
+def _configuration(checkpoint: Path) -> "PreTrainedConfig":
+    """As transformers reads it, so that what config.json leaves out is what it computes with."""
+    from transformers import AutoConfig
+
+    told = read_config(checkpoint)
+    try:
+        return AutoConfig.for_model(**told)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"transformers can't read {checkpoint / 'config.json'}: {first_line(error)}") from None
+
+
+def _renamed(
+    entries: dict[str, TensorEntry], config: "PreTrainedConfig", architecture: Architecture
+) -> dict[str, tuple[str, TensorEntry]]:
+    """By the names in the file: the names in the checkpoint, and where the tensors lie."""
+    name_in_file = names(config, architecture)
+    renamed: dict[str, tuple[str, TensorEntry]] = {}
+    for name, entry in entries.items():
+        new = name_in_file(name)
+        if new is None:
+            raise UserError(f"llama.cpp has no place for tensor {name} in a {config.model_type}")
+        renamed[new] = name, entry
+    return renamed
+
+
+def _write(
+    file: Path,
+    options: ExportOptions,
+    config: "PreTrainedConfig",
+    architecture: Architecture,
+    renamed: dict[str, tuple[str, TensorEntry]],
+    advance: Callable[[int], None],
+) -> None:
+    import gguf
+    import torch
+
+    writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[architecture.name]])
+    try:
+        dtypes = {new: stored_dtype(entry, options) for new, (_, entry) in renamed.items()}
+        matrices = [dtypes[new] for new, (_, entry) in renamed.items() if len(entry.shape) > 1]
+        kinds = {torch.float32: "ALL_F32", torch.float16: "MOSTLY_F16", torch.bfloat16: "MOSTLY_BF16"}
+        writer.add_file_type(gguf.LlamaFileType[kinds[max(matrices, key=matrices.count)]])
+        writer.add_name(options.directory.resolve().name)
+        describe(writer, config, architecture)
+        add_vocabulary(writer, options.directory, config.vocab_size, options.pre)
+        for new, (_, entry) in renamed.items():
+            _announce(writer, new, entry.shape, dtypes[new])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for new, (name, entry) in renamed.items():
+            tensor = arranged(name, entry.load(), config, architecture).to(dtypes[new]).contiguous()
+            writer.write_tensor_data(_as_numpy(tensor))
+            advance(entry.nbytes)
+    finally:
+        writer.close()
+
+
+def stored_dtype(entry: TensorEntry, options: ExportOptions) -> "torch.dtype":
+    """Of a tensor in the file: float32 for vectors, and for what GGUF has no type of."""
+    import torch
+
+    if len(entry.shape) < 2:
+        return torch.float32
+    wanted = entry.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
+    return wanted if wanted in (torch.float16, torch.bfloat16) else torch.float32
+
+
+def arranged(
+    name: str, tensor: "torch.Tensor", config: "PreTrainedConfig", architecture: Architecture
+) -> "torch.Tensor":
+    """The rows of queries and keys as llama.cpp pairs them, where that is not as transformers does.
+
+    Half a head apart, [heads, 2, head_dim / 2, ...], becomes side by side, [heads, head_dim / 2, 2, ...].
+    """
+    if not architecture.interleaved or not name.rpartition(".")[0].endswith((".q_proj", ".k_proj")):
+        return tensor
+    halves = tensor.reshape(-1, 2, head_dim(config) // 2, *tensor.shape[1:])
+    return halves.transpose(1, 2).reshape(tensor.shape)
+
+
+def _announce(writer: "GGUFWriter", name: str, shape: tuple[int, ...], dtype: "torch.dtype") -> None:
+    import gguf
+    import numpy as np
+    import torch
+
+    nbytes = torch.Size(shape).numel() * dtype.itemsize
+    if dtype == torch.bfloat16:  # numpy has none, so its rows are bytes
+        rows = (*shape[:-1], shape[-1] * 2)
+        writer.add_tensor_info(name, rows, np.dtype(np.uint8), nbytes, raw_dtype=gguf.GGMLQuantizationType.BF16)
+    else:
+        kind = np.float16 if dtype == torch.float16 else np.float32
+        writer.add_tensor_info(name, shape, np.dtype(kind), nbytes)
+
+
+def _as_numpy(tensor: "torch.Tensor") -> Any:
+    import torch
+
+    return (tensor.view(torch.uint8) if tensor.dtype == torch.bfloat16 else tensor).numpy()

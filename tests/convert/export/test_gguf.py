@@ -1,0 +1,229 @@
+"""GGUF files: read back by transformers' own GGUF reader and by the gguf package, and refused where they would lie."""
+
+import json
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import sentencepiece
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Tokenizer
+
+from gqa.convert.errors import UserError
+from gqa.convert.export.options import ExportDtype, ExportOptions
+from gqa.convert.export.vocabulary import word_rule
+from gqa.convert.export.writing import export_gguf
+from gqa.convert.plan import ConvertOptions
+from gqa.convert.rewrite import convert
+
+BASE = {"rope_parameters": {"rope_type": "default", "rope_theta": 54321.0}}
+
+
+@pytest.fixture
+def gqa(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """A converted checkpoint with 2 of 4 KV heads."""
+
+    def make(model_type: str, **config: Any) -> Path:
+        source = make_checkpoint(model_type=model_type, **config)
+        convert(source, tmp_path / "gqa", ConvertOptions(groups=2))
+        return tmp_path / "gqa"
+
+    return make
+
+
+def exported(directory: Path, *, dtype: ExportDtype = "auto", **options: Any) -> Path:
+    output = directory.parent / "model.gguf"
+    size = export_gguf(ExportOptions(directory=directory, output=output, dtype=dtype, **options))
+    assert size == output.stat().st_size
+    return output
+
+
+def fields(file: Path) -> dict[str, Any]:
+    return {name: field.contents() for name, field in gguf.GGUFReader(file).fields.items()}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config"),
+    [
+        ("llama", BASE),
+        ("llama", BASE | {"head_dim": 12}),
+        ("llama", BASE | {"tie_word_embeddings": True}),
+        ("qwen2", BASE),
+    ],
+)
+def test_transformers_reads_the_same_model_out_of_the_file(
+    model_type: str, config: dict[str, Any], gqa: Callable[..., Path]
+):
+    directory = gqa(model_type, **config)
+    file = exported(directory)
+    ids = torch.arange(40)[None] * 7 % 320
+    stored = AutoModelForCausalLM.from_pretrained(directory)
+    read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    assert read.config.num_key_value_heads == 2
+    assert read.config.rope_parameters["rope_theta"] == 54321.0
+    with torch.no_grad():
+        torch.testing.assert_close(read(ids).logits, stored(ids).logits, rtol=0, atol=1e-4)
+
+
+def test_a_phi_is_described_as_it_is(gqa: Callable[..., Path]):
+    directory = gqa("gpt_neox", rotary_pct=0.5, rotary_emb_base=54321)
+    said = fields(exported(directory))
+    assert said["general.architecture"] == "phi2"
+    assert (said["phi2.attention.head_count"], said["phi2.attention.head_count_kv"]) == (4, 2)
+    assert said["phi2.rope.freq_base"] == 54321.0
+    assert (said["phi2.rope.dimension_count"], said["phi2.attention.key_length"]) == (4, 8)
+    assert (said["phi2.feed_forward_length"], said["phi2.context_length"]) == (48, 128)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(directory.parent / "model.gguf").tensors}
+    model = AutoModelForCausalLM.from_pretrained(directory).model
+    assert len(tensors) == len(list(model.parameters())) + 2  # the head's weight and bias
+    key = model.layers[1].self_attn.k_proj
+    assert (torch.tensor(tensors["blk.1.attn_k.weight"].data) == key.weight).all()
+    assert (torch.tensor(tensors["blk.1.attn_k.bias"].data) == key.bias).all()
+
+
+def test_biases_are_paired_as_the_weights_are(gqa: Callable[..., Path]):
+    directory = gqa("llama", **BASE, attention_bias=True)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(exported(directory)).tensors}
+    attention = AutoModelForCausalLM.from_pretrained(directory).model.layers[0].self_attn
+    order = [head * 8 + half * 4 + pair for head in range(2) for pair in range(4) for half in range(2)]
+    for name, stored in (("weight", attention.k_proj.weight), ("bias", attention.k_proj.bias)):
+        assert (torch.tensor(tensors[f"blk.0.attn_k.{name}"].data) == stored[order]).all()
+    assert (torch.tensor(tensors["blk.0.attn_v.bias"].data) == attention.v_proj.bias).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind", "step"), [("float32", "F32", 0.0), ("float16", "F16", 2**-11), ("bfloat16", "BF16", 2**-8)]
+)
+def test_matrices_have_the_dtype_and_vectors_are_float32(
+    dtype: ExportDtype, kind: str, step: float, gqa: Callable[..., Path]
+):
+    directory = gqa("llama", **BASE)
+    file = exported(directory, dtype=dtype)
+    stored = AutoModelForCausalLM.from_pretrained(directory).state_dict()
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    kinds = {tensor.tensor_type.name for tensor in tensors.values() if len(tensor.shape) > 1}
+    assert kinds == {kind}
+    assert tensors["blk.0.attn_norm.weight"].tensor_type.name == "F32"
+    values = torch.tensor(gguf.dequantize(tensors["token_embd.weight"].data, tensors["token_embd.weight"].tensor_type))
+    torch.testing.assert_close(values, stored["model.embed_tokens.weight"], rtol=step, atol=1e-6 if step else 0)
+
+
+def test_auto_keeps_the_dtype(gqa: Callable[..., Path]):
+    file = exported(gqa("llama", dtype=torch.bfloat16, **BASE))
+    assert fields(file)["general.file_type"] == gguf.LlamaFileType.MOSTLY_BF16
+
+
+def test_the_tokenizer_is_in_the_file(gqa: Callable[..., Path]):
+    directory = gqa("llama", **BASE, adds_bos=True)
+    said = fields(exported(directory))
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    assert {token: index for index, token in enumerate(said["tokenizer.ggml.tokens"])} == vocabulary
+    assert said["tokenizer.ggml.merges"] == [" ".join(pair) for pair in tokenizer["model"]["merges"]]
+    assert (said["tokenizer.ggml.model"], said["tokenizer.ggml.pre"]) == ("gpt2", "gpt-2")
+    assert (said["tokenizer.ggml.bos_token_id"], said["tokenizer.ggml.eos_token_id"]) == (1, 0)
+    assert said["tokenizer.ggml.add_bos_token"] is True
+    assert said["tokenizer.ggml.token_type"][:3] == [gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.NORMAL]
+
+
+def test_a_sentencepiece_model_is_read_in_place_of_tokenizer_json(gqa: Callable[..., Path], texts: list[str]):
+    directory = gqa("llama", **BASE, vocab_size=324)
+    sizes: dict[str, Any] = {"vocab_size": 320, "model_type": "bpe", "byte_fallback": True, "minloglevel": 2}
+    with (directory / "tokenizer.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=file, **sizes)
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
+    said = fields(exported(directory))
+    assert said["tokenizer.ggml.model"] == "llama"
+    assert said["tokenizer.ggml.tokens"] == [
+        *map(pieces.id_to_piece, range(320)),
+        *(f"[PAD{i}]" for i in range(320, 324)),
+    ]
+    assert said["tokenizer.ggml.scores"][:320] == pytest.approx(list(map(pieces.get_score, range(320))))
+    assert said["tokenizer.ggml.token_type"][3] == gguf.TokenType.BYTE
+    assert "tokenizer.ggml.merges" not in said
+
+
+def test_rows_beyond_the_tokenizer_are_unused(gqa: Callable[..., Path]):
+    said = fields(exported(gqa("llama", **BASE, vocab_size=324)))
+    assert said["tokenizer.ggml.tokens"][320:] == ["[PAD320]", "[PAD321]", "[PAD322]", "[PAD323]"]
+    assert said["tokenizer.ggml.token_type"][320:] == [gguf.TokenType.UNUSED] * 4
+
+
+def test_words_are_cut_as_qwens_are_by_its_own_rule():
+    tokenizer = json.loads(Qwen2Tokenizer().backend_tokenizer.to_str())
+    assert word_rule(tokenizer, Path("tokenizer.json")) == "qwen2"
+    digits = json.dumps(tokenizer).replace("\\\\p{N}|", "\\\\p{N}{1,3}|")
+    assert word_rule(json.loads(digits), Path("tokenizer.json")) == "llama-bpe"
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("config.json", {"model_type": "gemma"}, "gemma is not exported, only llama, qwen2, phi"),
+    ("config.json", {"hidden_act": "relu"}, "llama.cpp does not compute relu in a llama"),
+    (
+        "config.json",
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}},
+        "rotary settings of type yarn are not exported",
+    ),
+    ("tokenizer.json", {"pre_tokenizer": {"type": "Whitespace"}}, "give llama.cpp's name for it with --pre"),
+    ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "give llama.cpp's name for it with --pre"),
+    ("tokenizer.json", {"model": {"type": "WordPiece", "vocab": {}}}, "is no byte-level BPE"),
+]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("name", "changes", "sentence"), REFUSED, ids=[sentence[:30] for *_, sentence in REFUSED])
+def test_what_the_file_could_not_say_is_refused(
+    name: str, changes: dict[str, Any], sentence: str, gqa: Callable[..., Path]
+):
+    directory = gqa("llama", **BASE)
+    edit(directory / name, **changes)
+    with pytest.raises(UserError, match=sentence):
+        exported(directory)
+    assert sorted(path.name for path in directory.parent.iterdir()) == ["gqa"]
+
+
+def test_pre_names_the_rule(gqa: Callable[..., Path]):
+    directory = gqa("llama", **BASE)
+    edit(directory / "tokenizer.json", pre_tokenizer={"type": "Whitespace"})
+    assert fields(exported(directory, pre="smollm"))["tokenizer.ggml.pre"] == "smollm"
+
+
+def test_a_tensor_without_a_place_is_refused(gqa: Callable[..., Path]):
+    from safetensors.torch import load_file, save_file
+
+    directory = gqa("llama", **BASE)
+    tensors = load_file(directory / "model.safetensors") | {"model.layers.0.extra.weight": torch.zeros(2)}
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"llama.cpp has no place for tensor model.layers.0.extra.weight in a llama"):
+        exported(directory)
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused(gqa: Callable[..., Path]):
+    directory = gqa("llama", **BASE)
+    (directory / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"has no tokenizer.json or tokenizer.model"):
+        exported(directory)
+
+
+def test_an_output_is_replaced_only_when_asked(gqa: Callable[..., Path]):
+    directory = gqa("llama", **BASE)
+    file = exported(directory)
+    assert stat.S_IMODE(file.stat().st_mode) == stat.S_IMODE((directory / "config.json").stat().st_mode)
+    before = file.read_bytes()
+    with pytest.raises(UserError, match="exists; choose another, or replace it with --overwrite"):
+        exported(directory)
+    assert exported(directory, overwrite=True).read_bytes() == before
+    with pytest.raises(UserError, match=r"does not end in \.gguf"):
+        export_gguf(ExportOptions(directory=directory, output=directory / "model.safetensors", overwrite=True))
+    (directory / "x.gguf").mkdir()
+    with pytest.raises(UserError, match="is a directory; name a file"):
+        export_gguf(ExportOptions(directory=directory, output=directory / "x.gguf"))
+    with pytest.raises(UserError, match="there is no directory"):
+        export_gguf(ExportOptions(directory=directory, output=directory / "no" / "x.gguf"))

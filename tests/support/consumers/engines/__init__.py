@@ -1,0 +1,1 @@
+"""One script for each engine, run in the engine's own environment."""
