@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -263,10 +263,8 @@ def main(
 
     parent = found["parent"] if "parent" in found else keep("parent", held_out_loss(setting, checkpoint))
     level = found["validated"] if "validated" in found else keep("validated", validated(setting))
-    wanted = [
-        Case(**asdict(case) | ({"alpha": alpha} if alpha and case.alpha == 0.05 else {}))
-        for case in PLANS[plan](heads, seeds)
-    ]
+    planned = PLANS[plan](heads, seeds)
+    wanted = [replace(case, alpha=alpha) if alpha and case.alpha == 0.05 else case for case in planned]
     done: list[tuple[Case, dict[str, Any]]] = []
     for case in wanted:
         key = json.dumps(asdict(case))

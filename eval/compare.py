@@ -35,15 +35,15 @@ class _Incoming:
 
 
 def compare(reports: Sequence[Read]) -> dict[str, Any]:
-    """The object of a report.json that holds the checkpoints of all `reports`.
+    """The object of a report.json that holds the checkpoints of all `reports`; that of one alone is its own.
 
     Raises:
-        UserError: there is only one, or two are of other data or measured by another protocol.
+        UserError: two are of other data, or measured by another protocol.
     """
-    if len(reports) < 2:
-        raise UserError("one report has nothing to be compared with; name two or more")
-    first = reports[0]
-    for other in reports[1:]:
+    first, *others = reports
+    if not others:
+        return dict(first.raw)
+    for other in others:
         _check_same(first, other)
     merged, notes = _merged_rows(reports)
     notes += _speed_notes(reports)

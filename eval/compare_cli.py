@@ -27,12 +27,13 @@ def compare_command(
     """Put reports of the same data together: all their checkpoints in one table, one page, one report.json.
 
     The first report's first checkpoint is the one that all others are compared with. A checkpoint that several reports
-    measured stands there once. What can't be compared is refused, or said in the notes.
+    measured stands there once. What can't be compared is refused, or said in the notes. One report alone is drawn anew.
 
     \b
     Examples:
       gqa-eval compare mean/report.json lowrank/report.json
       gqa-eval compare mean lowrank fitted -o all
+      gqa-eval compare old/report.json -o page
     """  # noqa: D301 - the backspace is typer's sign to keep the lines that follow as they are
     with friendly_errors():
         from gqa.eval.screen import print_table

@@ -34,6 +34,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gqa.convert.directory import write_atomically
+from gqa.convert.errors import UserError
 from gqa.convert.provenance import command_line, versions
 from gqa.eval.document import FORMAT, Document
 from gqa.eval.machine import machine
@@ -136,8 +138,20 @@ def build_report(subjects: list[Subject], results: list[Result], options: EvalOp
 
 
 def write_report(report: Report, output: Path, *, overwrite: bool = False) -> None:
-    """Make the directory `output` with all that shows the report; it appears whole or not at all."""
-    write_files(report.document(), report.to_json(), output, overwrite=overwrite)
+    """Make the directory `output` with all that shows the report; it appears whole or not at all.
+
+    Measuring may have taken hours: should showing it fail, the numbers alone are kept, as OUTPUT.rescued.json.
+    """
+    text = report.to_json()
+    try:
+        write_files(report.document(), text, output, overwrite=overwrite)
+    except UserError:  # of the disk, which would not take them either
+        raise
+    except Exception as error:
+        kept = output.with_name(f"{output.name}.rescued.json")
+        write_atomically(kept, text)
+        error.add_note(f"What was measured is kept in {kept}; `gqa-eval compare {kept} -o DIR` draws it.")
+        raise
 
 
 def _as_json(value: Any) -> Any:

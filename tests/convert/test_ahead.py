@@ -77,11 +77,15 @@ def command(checkpoint: Path, data: Path, steps: int) -> list[str]:
     return [sys.executable, "-m", "gqa.convert", "-g", "2", "--method", "lowrank", *given, str(checkpoint)]
 
 
+STEPS = 200
+"""so many that a signal comes before the second layer is done, however busy the machine"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_fit_that_was_broken_off_goes_on_where_it_was(tiny, data, tmp_path, state_of, number):
     layers = tiny.with_name(f"{tiny.name}-gqa2.layers")
     first = layers / "layer-00000.safetensors"
-    with subprocess.Popen(command(tiny, data, 40), stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command(tiny, data, STEPS), stderr=subprocess.PIPE, text=True) as process:
         while not first.exists():
             assert process.poll() is None, process.stderr and process.stderr.read()
             time.sleep(0.01)
@@ -96,12 +100,12 @@ def test_a_fit_that_was_broken_off_goes_on_where_it_was(tiny, data, tmp_path, st
     kept = layers.rename(tmp_path / "kept")
     whole, resumed = tmp_path / "whole", tiny.with_name(f"{tiny.name}-gqa2")
     done = subprocess.run(
-        [*command(tiny, data, 40), "-o", str(whole)], check=True, capture_output=True, text=True, timeout=300
+        [*command(tiny, data, STEPS), "-o", str(whole)], check=True, capture_output=True, text=True, timeout=300
     )
     assert "The fit of 2 layers took what attention puts out wrongly, on text held out, from" in done.stdout
     kept.rename(layers)
     assert first.stat().st_mtime_ns == written
-    subprocess.run(command(tiny, data, 40), check=True, capture_output=True, timeout=300)
+    subprocess.run(command(tiny, data, STEPS), check=True, capture_output=True, timeout=300)
     assert not layers.exists()
     expected = state_of(whole)
     for name, tensor in state_of(resumed).items():

@@ -145,6 +145,15 @@ def test_a_merged_report_can_be_merged_again(report_of, tmp_path: Path):
     assert [row["label"] for row in again["checkpoints"]] == ["before", "two", "one"]
 
 
+def test_one_report_alone_is_drawn_anew(report_of, tmp_path: Path):
+    old = report_of("before", "two")
+    result = gqa_compare(old, "-o", tmp_path / "new")
+    assert (result.exit_code, result.stderr) == (0, "")
+    for name in ("report.html", "report.md", "pareto.png"):
+        assert (tmp_path / "new" / name).read_bytes() == (old / name).read_bytes(), name
+    assert json.loads((tmp_path / "new" / "report.json").read_text()) == json.loads((old / "report.json").read_text())
+
+
 def test_the_files_and_the_table(report_of, tmp_path: Path):
     result = gqa_compare(report_of("before", "two"), report_of("before", "one") / "report.json", "-o", tmp_path / "all")
     assert (result.exit_code, result.stderr) == (0, "")
@@ -205,7 +214,6 @@ def test_a_bad_report_is_one_sentence(case: str, report_of, changed, tmp_path: P
 
 def test_bad_words_are_one_sentence(report_of, tmp_path: Path):
     good = report_of("before", "two")
-    refused(tmp_path, "one report has nothing to be compared with", good)
     refused(tmp_path, f"no such file: {tmp_path / 'gone'}", good, tmp_path / "gone")
     (tmp_path / "words.json").write_text("[1,")
     refused(tmp_path, "is not JSON", good, tmp_path / "words.json")

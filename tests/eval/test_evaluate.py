@@ -15,6 +15,7 @@ from gqa.convert.options import build_options
 from gqa.eval import report
 from gqa.eval.evaluate import evaluate
 from gqa.eval.options import EvalOptions
+from gqa.eval.read import read_report
 from gqa.eval.subject import name_checkpoints
 
 BASE = {"window": 16, "dtype": "float32", "device": "cpu"}
@@ -150,6 +151,18 @@ def test_broken_weights_are_an_error(make_checkpoint, data, tmp_path: Path):
     with pytest.raises(UserError, match="gives no finite probability to"):
         evaluate([checkpoint], options(data), tmp_path / "report")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_outlive_a_page_that_cannot_be_drawn(checkpoint, data, tmp_path: Path, monkeypatch):
+    def fail(*given):
+        raise RuntimeError("no pencil")
+
+    monkeypatch.setattr("gqa.eval.written.to_html", fail)
+    with pytest.raises(RuntimeError, match="no pencil") as failure:
+        evaluate([checkpoint], options(data), tmp_path / "report")
+    assert "What was measured is kept in" in failure.value.__notes__[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["report.rescued.json"]
+    assert read_report(tmp_path / "report.rescued.json").document.first.label == "tiny"
 
 
 def test_an_output_is_replaced_only_when_asked(checkpoint, data, tmp_path: Path):

@@ -133,7 +133,8 @@ def test_it_saves_and_loads_again(own, tied, load, tmp_path: Path):
     again = load(tmp_path)
     assert type(again) is type(few)
     assert again.config.num_key_value_heads == own.groups
-    close(logits(again), logits(few), 0)
+    torch.testing.assert_close(again.state_dict(), few.state_dict(), rtol=0, atol=0)
+    close(logits(again), logits(few), 1e-13)  # where weights lie in memory decides the order of some processors' sums
     bare = AutoModel.from_pretrained(tmp_path)
     assert type(bare) is classes(f"gqa_{own.model_type}")["AutoModel"]
 
