@@ -21,7 +21,7 @@ demo: $(READY)  ## Convert, evaluate, uptrain and report on the embedded checkpo
 	$(BIN)/gqa-run demo
 
 test: export OMP_NUM_THREADS ?= 1
-test: $(READY)  ## Run the tests, WORKERS of them at once (2 unless you say otherwise; each may take 3 GB)
+test: $(READY)  ## Run the tests, WORKERS of them at once (2 unless you say otherwise; each may take 7 GB)
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-consumers: $(READY)  ## Let other engines read what gqa-convert writes, and write docs/consumers.md

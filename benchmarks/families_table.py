@@ -1,7 +1,7 @@
-"""Writes the tables of families into docs/families.md, between its markers, from what the families' files say.
+"""Writes the tables of families into docs/families.md and README.md, between their markers, from the families' files.
 
-python benchmarks/families_table.py            # brings it up to date
-python benchmarks/families_table.py --check    # says with exit code 1 that it is not
+python benchmarks/families_table.py            # brings them up to date
+python benchmarks/families_table.py --check    # says with exit code 1 that they are not
 """
 
 import re
@@ -15,22 +15,25 @@ import typer
 from gqa.convert.families.wrappers import WRAPPERS
 from gqa.convert.listing import COLUMNS, listed, refusals
 
-PAGE = Path(__file__).parent.parent / "docs" / "families.md"
+ROOT = Path(__file__).parent.parent
 
 
 def main(check: Annotated[bool, typer.Option("--check", help="Write nothing.")] = False) -> None:
     """Write the tables, or check them."""
-    old = PAGE.read_text(encoding="utf-8")
-    new = _between(old, "families", _markdown(COLUMNS, (entry.row for entry in listed())))
-    new = _between(new, "multimodal", ", ".join(sorted(WRAPPERS)))
-    rows = ((", ".join(model_types), reason) for reason, model_types in refusals())
-    new = _between(new, "refused", _markdown(("refused", "because"), rows))
-    if check and new != old:
-        sys.exit(
-            "the tables in docs/families.md are not those of the families: run python benchmarks/families_table.py"
-        )
-    if not check:
-        PAGE.write_text(new, encoding="utf-8")
+    refused = ((", ".join(model_types), reason) for reason, model_types in refusals())
+    tables = {
+        "families": _markdown(COLUMNS, (entry.row for entry in listed())),
+        "multimodal": ", ".join(sorted(WRAPPERS)),
+        "refused": _markdown(("refused", "because"), refused),
+    }
+    for name, parts in {"docs/families.md": tables.keys(), "README.md": ["families"]}.items():
+        old = new = (ROOT / name).read_text(encoding="utf-8")
+        for part in parts:
+            new = _between(new, part, tables[part])
+        if check and new != old:
+            sys.exit(f"the tables in {name} are not those of the families: run python benchmarks/families_table.py")
+        if not check:
+            (ROOT / name).write_text(new, encoding="utf-8")
 
 
 def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -113,8 +113,7 @@ def by_trainer(config: UptrainConfig, device: str) -> Timing:
         def on_step_end(self, *told: Any, **_: Any) -> None:
             if device != "cpu":
                 torch.accelerator.synchronize()
-            _, state, *_ = told
-            stamps[state.global_step] = time.perf_counter()
+            stamps[told[1].global_step] = time.perf_counter()
 
         def on_log(self, *_told: Any, logs: dict[str, float], **_: Any) -> None:
             losses.extend([logs["loss"]] if "loss" in logs else [])

@@ -16,7 +16,7 @@ from typing import Any
 from consumers.catalogue import ENGINES, Engine
 from consumers.checkpoints import make_checkpoints
 from consumers.compare import Row, compared, worse
-from consumers.environments import NotInstalledError, prepare
+from consumers.environments import NotRunError, prepare
 from consumers.matrix import rendered, verdicts
 from consumers.reference import PROMPTS, STEPS, Reference, refer
 
@@ -55,12 +55,11 @@ def rows_of(engine: Engine, checkpoints: dict[str, Path], references: dict[str, 
     """Install the engine, ask it about every checkpoint, compare."""
     try:
         say(f"installing {engine.name}")
-        python = prepare(engine, KEPT / "environments")
-    except NotInstalledError as error:
+        said = run(engine, prepare(engine, KEPT / "environments"), checkpoints)
+    except NotRunError as error:
         say(f"{engine.name} is not run: {error}")
         yield from (Row(engine=engine.name, checkpoint=n, verdict="not run", reason=str(error)) for n in checkpoints)
         return
-    said = run(engine, python, checkpoints)
     for name in checkpoints:
         answers, right = said["answers"][name], references[name].answers
         row = compared(engine.name, name, said["version"], answers, right, engine.tolerance_for(name))
@@ -69,7 +68,11 @@ def rows_of(engine: Engine, checkpoints: dict[str, Path], references: dict[str, 
 
 
 def run(engine: Engine, python: Path, checkpoints: dict[str, Path]) -> dict[str, Any]:
-    """The answers of one process of the engine, in its own environment and without a network."""
+    """The answers of one process of the engine, in its own environment and without a network.
+
+    Raises:
+        NotRunError: it took too long.
+    """
     say(f"asking {engine.name}")
     work = KEPT / "work" / engine.path.stem / python.parents[1].name
     shutil.rmtree(work, ignore_errors=True)
@@ -86,7 +89,7 @@ def run(engine: Engine, python: Path, checkpoints: dict[str, Path]) -> dict[str,
         try:
             subprocess.run(command, stdout=output, stderr=output, env=os.environ | settings, timeout=PATIENCE)
         except subprocess.TimeoutExpired:
-            output.write(f"\nStopped after {PATIENCE} s.\n")
+            raise NotRunError(f"stopped after {PATIENCE} s") from None
     if answers.exists():
         return json.loads(answers.read_text(encoding="utf-8"))
     last = (log.read_text(encoding="utf-8").strip().splitlines() or ["it said nothing"])[-1]

@@ -15,15 +15,15 @@ PATIENCE = 600
 """Seconds that one call of pip may take."""
 
 
-class NotInstalledError(Exception):
-    """The registry could not be reached, or has nothing that runs here. The message is pip's last word."""
+class NotRunError(Exception):
+    """An engine could not be asked. The message says why: pip's last word, or that time ran out."""
 
 
 def prepare(engine: Engine, work: Path) -> Path:
     """The python of the engine's environment, made in `work` if it is not there yet.
 
     Raises:
-        NotInstalledError: pip failed.
+        NotRunError: pip failed.
     """
     home = work / (engine.home or engine.name.replace(" ", "-").replace(",", ""))
     python, ready = home / "bin" / "python", home / "ready.json"
@@ -46,10 +46,10 @@ def pip(command: str, *arguments: str, python: Path) -> None:
     try:
         done = subprocess.run(call, capture_output=True, text=True, timeout=PATIENCE)
     except subprocess.TimeoutExpired:
-        raise NotInstalledError(f"pip {command} took more than {PATIENCE} s") from None
+        raise NotRunError(f"pip {command} took more than {PATIENCE} s") from None
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or [f"pip {command} failed"]
-        raise NotInstalledError(said[-1].removeprefix("ERROR:").strip())
+        raise NotRunError(said[-1].removeprefix("ERROR:").strip())
 
 
 def unpack_source(package: str, patterns: tuple[str, ...], home: Path) -> None:
