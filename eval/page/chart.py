@@ -19,6 +19,8 @@ class Series:
     ys: tuple[float, ...]
     errors: tuple[float, ...] | None = None
     """Of ys, one standard error."""
+    x_ranges: tuple[tuple[float, float], ...] | None = None
+    """Of xs, least and most."""
     faint: bool = False
     """A thin line without marks, behind the others."""
 
@@ -30,6 +32,8 @@ class Axis:
     label: str
     log: bool = False
     percent: bool = False
+    at_points: bool = False
+    """Ticks where the points are, if they are few."""
     whole: bool = False
     """Ticks at whole numbers only."""
 

@@ -47,7 +47,7 @@ def by_window(document: Document) -> Chart | None:
         name="by-window",
         title="Perplexity by length of window",
         words="How much a longer context helps each checkpoint.",
-        x=Axis(label="tokens in the window", log=True),
+        x=Axis(label="tokens in the window", log=True, at_points=True),
         y=Axis(label="perplexity", log=spans(values)),
     )
 
@@ -143,7 +143,7 @@ def recall(document: Document) -> Chart | None:
         name="recall-by-length",
         title="Recall by length of text",
         words=recall_words(document),
-        x=Axis(label="tokens", log=True),
+        x=Axis(label="tokens", log=True, at_points=True),
         y=Axis(label="accuracy", percent=True),
         errors=lambda row: [each.accuracy_standard_error or 0.0 for each in row.recall or []],
     )
@@ -192,7 +192,7 @@ def decode_by_context(document: Document) -> Chart | None:
         name="decode-by-context",
         title="Decode time by context",
         words=f"Milliseconds of a decode step with a batch of {batch:,}.",
-        x=Axis(label="tokens of context", log=True),
+        x=Axis(label="tokens of context", log=True, at_points=True),
         y=Axis(label="ms per decode step"),
         write=lambda value: seconds(value / 1e3),
     )

@@ -23,6 +23,8 @@ _SIZE = (4.4, 3.0)  # inches: 317 points wide, so that on a phone a point is abo
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
 _LONGEST_LABEL, _SHORT_LABEL = 48, 18
+_WHISKERS: dict[str, Any] = {"fmt": "none", "elinewidth": 1.2, "capsize": 2.5}
+_FEW = 6  # points that each have a tick
 _NAMED = {"ink": INK, "faint": FAINT, "rule": RULE, "page": PAGE} | {
     f"series-{number}": each.tone for number, each in enumerate(SERIES)
 }
@@ -117,7 +119,11 @@ def _draw(axes: "Axes", chart: Chart, series: Series, colours: dict[str, str], n
     )
     line.set_gid(f"line-{number}")
     if series.errors is not None and any(series.errors):
-        axes.errorbar(series.xs, series.ys, yerr=series.errors, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2.5)
+        axes.errorbar(series.xs, series.ys, yerr=series.errors, **_WHISKERS, ecolor=colour)
+    if series.x_ranges is not None:
+        below = [x - low for x, (low, _) in zip(series.xs, series.x_ranges, strict=True)]
+        above = [high - x for x, (_, high) in zip(series.xs, series.x_ranges, strict=True)]
+        axes.errorbar(series.xs, series.ys, xerr=[below, above], **_WHISKERS, ecolor=colour)
 
 
 def _handle(series: Series, colours: dict[str, str]) -> Any:
@@ -141,19 +147,23 @@ def _dashes(series: Series) -> Any:
 
 
 def _set_axis(axes: "Axes", which: str, axis: Axis, values: list[float]) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     mine = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xlabel if which == "x" else axes.set_ylabel)(axis.label)
     if axis.log:
         (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-        wide = max(values) / min(values) > 100
-        mine.set_major_locator(LogLocator(base=10, subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+        wide, places = max(values) / min(values) > 100, sorted(set(values))
+        ticks = LogLocator(base=10, subs=(1.0,) if wide else (1.0, 2.0, 5.0))
+        if axis.at_points and len(places) <= _FEW:
+            ticks = FixedLocator(places)
+            mine.set_minor_locator(NullLocator())
+        mine.set_major_locator(ticks)
         mine.set_major_formatter(FuncFormatter(_short))
         mine.set_minor_formatter(NullFormatter())
         return
     mine.set_major_locator(MaxNLocator(nbins=6, integer=axis.whole))
-    mine.set_major_formatter(PercentFormatter(1.0, symbol="%") if axis.percent else FuncFormatter(_short))
+    mine.set_major_formatter(FuncFormatter(_percent if axis.percent else _short))
 
 
 def _short(value: float, _place: int | None = None) -> str:
@@ -165,15 +175,18 @@ def _short(value: float, _place: int | None = None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.6g}".replace("-", "−")
 
 
+def _percent(value: float, _place: int | None = None) -> str:
+    return f"{100 * value:.3g}%"
+
+
 def _for_pages(text: str, chart: Chart) -> str:
     """What matplotlib drew as an element of a page, with ids of its own, the page's colours and font, and words."""
     ET.register_namespace("", _SVG)
     ET.register_namespace("xlink", _XLINK)
     root = ET.fromstring(text)
-    # Of a file of its own; its style would be that of the whole page.
-    for parent, name in ((root, "metadata"), (root.find(f"{{{_SVG}}}defs"), "style")):
-        for element in [] if parent is None else parent.findall(f"{{{_SVG}}}{name}"):
-            parent.remove(element)
+    _remove(root, "metadata")
+    for definitions in root.iter(f"{{{_SVG}}}defs"):
+        _remove(definitions, "style")  # which would be that of the whole page
     for size in ("width", "height"):
         root.attrib.pop(size, None)
     root.attrib |= {"role": "img", "class": "chart", "aria-labelledby": "title desc"}
@@ -186,6 +199,11 @@ def _for_pages(text: str, chart: Chart) -> str:
             element.set("style", _own_style(element.attrib["style"]))
     _own_ids(root, f"{chart.name}-")
     return ET.tostring(root, encoding="unicode")
+
+
+def _remove(parent: ET.Element, name: str) -> None:
+    for element in parent.findall(f"{{{_SVG}}}{name}"):
+        parent.remove(element)
 
 
 def _own_ids(root: ET.Element, prefix: str) -> None:

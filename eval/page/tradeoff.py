@@ -6,6 +6,7 @@ Quality is perplexity, or bits per byte where checkpoints tokenise differently; 
 from collections.abc import Callable, Sequence
 
 from gqa.eval.document import Checkpoint, Document, Timing
+from gqa.eval.material import count
 from gqa.eval.page.chart import Axis, Chart, Series, spans
 from gqa.eval.tables import Table
 from gqa.eval.words import plain, seconds
@@ -23,12 +24,12 @@ def by_time(document: Document) -> Chart | None:
         document,
         name="by-time",
         title="Quality against decode time",
-        where=f"The time of one decode step, a token for each of {batch:,} sequences of {context:,} tokens."
-        if batch > 1
-        else f"The time of one decode step of one sequence of {context:,} tokens.",
+        where=f"The time of a decode step, a token for each of {count(batch, 'sequence')} of {context:,} tokens: the "
+        "median, with whiskers to the fastest and slowest repeat.",
         label="ms per decode step",
         cost=lambda row: 1e3 * decode_seconds(row, place) if decode_seconds(row, place) else None,
         write=lambda value: seconds(value / 1e3),
+        spread=lambda row: _spread(row, place),
     )
 
 
@@ -69,6 +70,14 @@ def decode_seconds(row: Checkpoint, place: tuple[int, int]) -> float:
     return found.decode.median if found is not None and found.decode is not None else 0.0
 
 
+def _spread(row: Checkpoint, place: tuple[int, int]) -> Point:
+    """The fastest and slowest step there, in milliseconds."""
+    found = timing_at(row, place)
+    assert found is not None
+    assert found.decode is not None
+    return 1e3 * found.decode.min, 1e3 * found.decode.max
+
+
 def quality(document: Document) -> tuple[str, Callable[[Checkpoint], float | None]]:
     """The name of the measure that all checkpoints share, and how to read it."""
     if all(row.perplexity_ratio is not None for row in document.checkpoints[1:]):
@@ -94,6 +103,7 @@ def _chart(
     label: str,
     cost: Callable[[Checkpoint], float | None],
     write: Callable[[float], str],
+    spread: Callable[[Checkpoint], Point] | None = None,
 ) -> Chart | None:
     measure, read = quality(document)
     found = [
@@ -112,7 +122,10 @@ def _chart(
         summary=f"{measure.capitalize()} against {label}. {said}.",
         x=Axis(label=label, log=spans(xs)),
         y=Axis(label=measure, log=spans(ys)),
-        series=tuple(Series(label=row.label, index=index, xs=(x,), ys=(y,)) for index, row, x, y in found),
+        series=tuple(
+            Series(label=row.label, index=index, xs=(x,), ys=(y,), x_ranges=(spread(row),) if spread else None)
+            for index, row, x, y in found
+        ),
         table=Table(
             name=name,
             title=title,
