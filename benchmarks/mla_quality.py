@@ -84,17 +84,17 @@ def measure(checkpoint: Path, data: str, text: str, case: Case, longer: tuple[in
 
 def table(results: dict[str, Result]) -> str:
     """The results as Markdown, a row for every size, a column for every window that all were scored at."""
-    windows = [name for name in next(iter(results.values()))["gaps"] if all(name in r["gaps"] for r in results.values())]
+    first, *others = (result["gaps"] for result in results.values())
+    windows = [window for window in first if all(window in gaps for gaps in others)]
     columns = ["kind", "share of the cache", "bytes a token", "fit", *(f"NLL above at {name}" for name in windows)]
     lines = ["| " + " | ".join([*columns, "seconds"]) + " |", "|---" * (len(columns) + 1) + "|"]
     for key, result in results.items():
         case = Case(**json.loads(key))
         fit = f"{case.tokens:,} tokens, {case.steps} steps" if case.tokens else "none"
         rope = f", rotary key {case.rope_dim}" if case.rope_dim else ""
-        gaps = " | ".join(f"{result['gaps'][name]:.4f}" for name in windows)
-        lines.append(
-            f"| {case.kind}{rope} | {case.share:g} | {result['bytes']:,.0f} | {fit} | {gaps} | {result['seconds']:.0f} |"
-        )
+        cells = [case.kind + rope, f"{case.share:g}", f"{result['bytes']:,.0f}", fit]
+        cells += [f"{result['gaps'][window]:.4f}" for window in windows]
+        lines.append("| " + " | ".join([*cells, f"{result['seconds']:.0f}"]) + " |")
     return "\n".join(lines)
 
 
