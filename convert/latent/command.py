@@ -82,7 +82,7 @@ class LatentCommand:
         quiet_transformers()
         damages: list[Damage] = []
         with step_bar(quiet=console.quiet) as progress:
-            plan = plan_latent(source, self.latent, self.options)
+            plan = plan_latent(source, self.latent, self.options, progress)
             _show_sizes(plan, console)
             target = output or beside(checkpoint, f"-mla{plan.shape.kv_rank}")
             if dry_run:
