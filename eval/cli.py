@@ -82,7 +82,10 @@ def evaluate(
     memory_gb: Annotated[
         float | None, typer.Option(help="Of --speed: memory for the largest batch.", show_default="the device's")
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Precision to compute in; auto is the checkpoint's own.")] = "auto",
+    dtype: Annotated[
+        Dtype,
+        typer.Option(help="Precision to compute in; auto is the checkpoint's own, on a CPU that lacks it float32."),
+    ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     output: Annotated[
         Path | None,

@@ -62,20 +62,34 @@ def _what_they_mean(document: Document) -> list[str]:
     agree = all(
         part.formula_bytes == part.measured_bytes for each in document.checkpoints for part in each.kv_cache.parts
     )
+    counted = f", {row.kv_cache.dtype}" if row.kv_cache.dtype else ""
     formula = "gives the same" if agree else "differs, see Notes"
     return [
         f"Bits per byte are over the {sample.bytes:,} bytes of text that these tokens stand for. NLL is in nats.",
         f"Standard errors are {error}; that of the ratio is of the paired difference on the same tokens.",
-        f"KV bytes per token are read out of a real cache of {_cached(row)}, one sequence, all layers; "
+        f"KV bytes per token are read out of a real cache of {_cached(row)}, one sequence, all layers{counted}; "
         f"the formula from the config {formula}.",
     ]
+
+
+def precision_words(row: Checkpoint) -> str:
+    """`bfloat16`, or `bfloat16 computed in float32`."""
+    return row.dtype if row.stored_dtype in (None, row.dtype) else f"{row.stored_dtype} computed in {row.dtype}"
+
+
+def _precisions(document: Document) -> str:
+    """What was computed in what, in words, with the reason where nobody asked for it."""
+    words = {precision_words(row): row for row in document.checkpoints}
+    said = "in " + " and ".join(words)
+    emulates = any(row.dtype != row.kv_cache.dtype for row in document.checkpoints if row.kv_cache.dtype)
+    return said + emulates * ", because this processor has no half-precision products"
 
 
 def _where_from(document: Document) -> list[str]:
     if document.merged_from is None:
         versions = ", ".join(f"{name} {version}" for name, version in document.versions.items())
         return [
-            f"Computed in {document.first.dtype} on {machine_words(document.machine)}.",
+            f"Computed on {machine_words(document.machine)}, {_precisions(document)}.",
             f"Versions: {versions}.",
             f"Command: `{shlex.join(document.command)}`, {document.created}.",
         ]
