@@ -52,7 +52,7 @@ def evaluate(
     ] = "auto",
     max_tokens: Annotated[int | None, typer.Option(help="Stop after so many tokens.", show_default="all")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Windows per forward pass.", show_default="4,096 tokens; 16,384 on a GPU")
+        int | None, typer.Option(help="Windows per forward pass.", show_default="1,024 tokens; 16,384 on a GPU")
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides which spans are corrupted.")] = 0,
     divergence: Annotated[

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0: unknown)."""
 
-_TOKENS = {"cpu": 4096, "other": 16384}  # of a forward pass
+_TOKENS = {"cpu": 1024, "other": 16384}  # of a forward pass
 
 
 @dataclass(kw_only=True)

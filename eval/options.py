@@ -73,7 +73,7 @@ class EvalOptions:
     """Decides which spans are corrupted, where that is how an encoder-decoder is scored."""
 
     batch_size: int | None = None
-    """Windows per forward pass. None: as many as have 4,096 tokens together, on an accelerator 16,384."""
+    """Windows per forward pass. None: as many as have 1,024 tokens together, on an accelerator 16,384."""
 
     dtype: Dtype = "auto"
     """The precision the model computes in. `auto`: the one the checkpoint is stored in; on a CPU without products in
