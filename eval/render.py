@@ -73,23 +73,24 @@ def _what_they_mean(document: Document) -> list[str]:
 
 
 def precision_words(row: Checkpoint) -> str:
-    """`bfloat16`, or `bfloat16 computed in float32`."""
-    return row.dtype if row.stored_dtype in (None, row.dtype) else f"{row.stored_dtype} computed in {row.dtype}"
+    """`bfloat16`, or `float32 (stored in bfloat16)`."""
+    return row.dtype if row.stored_dtype in (None, row.dtype) else f"{row.dtype} (stored in {row.stored_dtype})"
 
 
-def _precisions(document: Document) -> str:
-    """What was computed in what, in words, with the reason where nobody asked for it."""
-    words = {precision_words(row): row for row in document.checkpoints}
-    said = "in " + " and ".join(words)
-    emulates = any(row.dtype != row.kv_cache.dtype for row in document.checkpoints if row.kv_cache.dtype)
-    return said + emulates * ", because this processor has no half-precision products"
+def _computed(document: Document) -> str:
+    """In what, on what, and why in that where nobody asked for it."""
+    rows = document.checkpoints
+    precisions = " and ".join(dict.fromkeys(precision_words(row) for row in rows))
+    widened = any(row.kv_cache.dtype not in (None, row.dtype) for row in rows)
+    why = "; this processor has no half-precision products" if widened else ""
+    return f"Computed in {precisions} on {machine_words(document.machine)}{why}."
 
 
 def _where_from(document: Document) -> list[str]:
     if document.merged_from is None:
         versions = ", ".join(f"{name} {version}" for name, version in document.versions.items())
         return [
-            f"Computed on {machine_words(document.machine)}, {_precisions(document)}.",
+            _computed(document),
             f"Versions: {versions}.",
             f"Command: `{shlex.join(document.command)}`, {document.created}.",
         ]

@@ -48,7 +48,7 @@ def test_a_processor_with_such_products_computes_in_what_is_stored(half, data):
     made = evaluate([half], options(data))
     (row,) = made.to_dict()["checkpoints"]
     assert row["dtype"] == row["stored_dtype"] == row["kv_cache"]["dtype"] == stored(half)
-    assert f", in {stored(half)}." in " ".join(measured_how(made.document()))
+    assert f"Computed in {stored(half)} on " in " ".join(measured_how(made.document()))
 
 
 @pytest.mark.usefixtures("slow")
@@ -59,8 +59,9 @@ def test_one_without_computes_in_float32_the_same_to_the_bit_as_when_asked_to(ha
     assert row["dtype"] == other["dtype"] == "float32"
     assert row["stored_dtype"] == other["stored_dtype"] == row["kv_cache"]["dtype"] == stored(half)
     how = " ".join(measured_how(made.document()))
-    assert f"in {stored(half)} computed in float32, because this processor has no half-precision products" in how
-    assert "because" not in " ".join(measured_how(asked.document()))
+    assert f"Computed in float32 (stored in {stored(half)}) on " in how
+    assert "; this processor has no half-precision products." in how
+    assert "half-precision products" not in " ".join(measured_how(asked.document()))
     assert made.notes() == asked.notes() == []
 
 
