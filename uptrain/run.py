@@ -13,6 +13,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 
 from gqa.convert.directory import disk_errors
 from gqa.convert.options import build_options
+from gqa.convert.precision import dtype_name
 from gqa.uptrain.attention_blocks import attention_in_blocks
 from gqa.uptrain.checkpoints import Checkpoints, complete_checkpoints, step_of
 from gqa.uptrain.config import UptrainConfig, as_json
@@ -223,7 +224,7 @@ def _headline(setup: Setup, device: torch.device, autocast: torch.dtype | None, 
     counts = {"processes": plan.processes, "parts": plan.batch_size // plan.processes // plan.rows}
     shape = "".join(f"{count} {what} of " for what, count in counts.items() if count > 1)
     shape += f"{plan.rows} sequences of {plan.tokens_per_sequence:.0f} tokens"
-    arithmetic = str(autocast or torch.float32).removeprefix("torch.")
+    arithmetic = dtype_name(autocast or torch.float32)
     learnt = f"{setup.trained.words} of {setup.config.checkpoint} {setup.teacher.words(setup.config)}"
     return (
         f"{'Resuming' if start else 'Training'} {learnt}, in {arithmetic} on {device.type}, "
