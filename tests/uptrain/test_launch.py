@@ -45,7 +45,7 @@ def test_accelerate_understands_every_line(name: str, strategy: str, nodes: int,
         assert (found.num_machines, int(found.machine_rank)) == (3, 1)
         assert (found.main_process_ip, int(found.main_process_port)) == ("10.0.0.1", 29500)
     if name == "zero3":
-        assert (int(found.zero_stage), found.offload_optimizer_device, found.zero3_init_flag) == (3, "none", "false")
+        assert (int(found.zero_stage), found.offload_optimizer_device, found.zero3_init_flag) == (3, "none", False)
     if name == "fsdp2":
         assert (int(found.fsdp_version), found.fsdp_state_dict_type) == (2, "SHARDED_STATE_DICT")
         assert found.fsdp_auto_wrap_policy == "TRANSFORMER_BASED_WRAP"
