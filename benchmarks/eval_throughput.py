@@ -110,7 +110,7 @@ def read(
 
 def ours(model: PreTrainedModel, material: StreamMaterial) -> np.ndarray:
     """NLL of every document."""
-    batches = material.batches(Room(tokens=4096 if model.device.type == "cpu" else 16384))
+    batches = material.batches(Room(tokens=1024 if model.device.type == "cpu" else 16384))
     scores = score(Halves(model), material, batches)
     return np.bincount(material.text.document, weights=scores.nlls)
 

@@ -5,7 +5,6 @@ the layer's running moments, whatever the size of the model.
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,9 @@ from gqa.convert.data import read_documents
 from gqa.convert.device import choose_device
 from gqa.convert.errors import UserError, did_you_mean
 from gqa.convert.moments import Moments, MomentSums, watched
+from gqa.convert.precision import HALVES, is_fast, stored_dtype
 from gqa.convert.pretrained import load_config, load_tokenizer
 from gqa.convert.staged import StagedModel
-from gqa.convert.tensors import read_entries
 from gqa.convert.windows import draw_windows
 
 if TYPE_CHECKING:
@@ -150,14 +149,10 @@ def _class_config(checkpoint: Path) -> "PreTrainedConfig":
 
 def _own_dtype(checkpoint: Path, device: torch.device) -> torch.dtype:
     """The dtype that the weights are stored in where the device is fast at it and it pays, float32 elsewhere."""
-    sizes = Counter[torch.dtype]()
-    for entry in read_entries(checkpoint).values():
-        sizes[entry.dtype] += entry.nbytes
-    (stored, _), *_ = sizes.most_common()
-    if stored not in (torch.bfloat16, torch.float16):
+    stored = stored_dtype(checkpoint)
+    if stored not in HALVES:
         return torch.float32
     if device.type != "cpu":
         return stored
     wide = _class_config(checkpoint).hidden_size >= _WIDE
-    fast = stored == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
-    return stored if wide and fast else torch.float32
+    return stored if wide and stored == torch.bfloat16 and is_fast(stored, device) else torch.float32

@@ -29,6 +29,7 @@ from gqa.convert.layout import (
 )
 from gqa.convert.method import method_names, traits_of
 from gqa.convert.places import Place, freedoms_of, places
+from gqa.convert.precision import dtype_name
 from gqa.convert.tensors import FLOATS
 from gqa.convert.writer import OutputTensor
 
@@ -88,7 +89,7 @@ class ConvertOptions:
         """`dtype` as torch knows it."""
         if self.dtype is None:
             return None
-        known = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
+        known = {dtype_name(dtype): dtype for dtype in FLOATS}
         if self.dtype not in known:
             raise UserError(f"unknown dtype {self.dtype!r}{did_you_mean(self.dtype, known)}; known: {', '.join(known)}")
         return known[self.dtype]

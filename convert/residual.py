@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from gqa.convert.precision import is_fast
 from gqa.convert.staged import StagedLayer, hidden_of
 
 
@@ -58,9 +59,9 @@ class Residual(Generic[Weights]):
 
     def _reduced_precision(self) -> torch.autocast:
         """Products in bfloat16 where the device is fast at it or weights are no wider; sums stay as they are."""
-        fast = self.device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
         narrow = any(parameter.dtype != torch.float32 for parameter in self._layer.module.parameters())
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=fast or narrow)
+        reduced = narrow or is_fast(torch.bfloat16, self.device)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=reduced)
 
     @contextmanager
     def _without_feed_forward(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ import inspect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from gqa.convert.precision import dtype_name
 from gqa.convert.pretrained import hears
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ class CacheSize:
 
     measured_bytes: int
     num_kv_heads: int
+    dtype: "torch.dtype"
+    """That a number of it has its bytes from."""
+
     cross: "CacheSize | None" = None
     """Of an encoder-decoder: the keys and values of the source, computed once; the others are the target's then."""
 
@@ -45,6 +49,7 @@ class CacheSize:
             "context": self.context,
             "formula_bytes": self.formula_bytes,
             "measured_bytes": self.measured_bytes,
+            "dtype": dtype_name(self.dtype),
             **cross,
         }
 
@@ -59,18 +64,29 @@ class CacheSize:
         return self.formula_bytes == self.measured_bytes
 
 
-def cache_size(model: "PreTrainedModel", config: "PreTrainedConfig", context: int) -> CacheSize:
-    """Both sizes for one sequence of `context` tokens, in the precision the model is loaded in.
+def cache_size(
+    model: "PreTrainedModel", config: "PreTrainedConfig", context: int, dtype: "torch.dtype | None" = None
+) -> CacheSize:
+    """Both sizes for one sequence of `context` tokens.
 
     For an encoder-decoder: for a target and a source of `context` tokens each. A source of sound is always as long as
     the encoder hears, and its tokens are the encoder's positions.
+
+    Args:
+        model: what a cache is read out of.
+        config: its configuration.
+        context: tokens.
+        dtype: what a number of the cache takes its bytes from; None: the precision that the model is loaded in.
     """
-    own = decoder_config(config)
+    own, counted = decoder_config(config), dtype or model.dtype
 
     def size(context: int, measured: int) -> CacheSize:
-        formula = formula_cache_bytes(own, context, model.dtype.itemsize)
         return CacheSize(
-            context=context, formula_bytes=formula, measured_bytes=measured, num_kv_heads=num_kv_heads(own)
+            context=context,
+            formula_bytes=formula_cache_bytes(own, context, counted.itemsize),
+            measured_bytes=measured * counted.itemsize // model.dtype.itemsize,
+            num_kv_heads=num_kv_heads(own),
+            dtype=counted,
         )
 
     if not config.is_encoder_decoder:

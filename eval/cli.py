@@ -52,7 +52,7 @@ def evaluate(
     ] = "auto",
     max_tokens: Annotated[int | None, typer.Option(help="Stop after so many tokens.", show_default="all")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Windows per forward pass.", show_default="4,096 tokens; 16,384 on a GPU")
+        int | None, typer.Option(help="Windows per forward pass.", show_default="1,024 tokens; 16,384 on a GPU")
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides which spans are corrupted.")] = 0,
     divergence: Annotated[
@@ -82,7 +82,10 @@ def evaluate(
     memory_gb: Annotated[
         float | None, typer.Option(help="Of --speed: memory for the largest batch.", show_default="the device's")
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Precision to compute in; auto is the checkpoint's own.")] = "auto",
+    dtype: Annotated[
+        Dtype,
+        typer.Option(help="Precision to compute in; auto is the checkpoint's own, on a CPU that lacks it float32."),
+    ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     output: Annotated[
         Path | None,

@@ -117,10 +117,11 @@ def _against(baseline: _Incoming, each: _Incoming, notes: list[str]) -> dict[str
         f"{label} was not measured in one run with {first.label}: its ratio has no standard error, and what was "
         f"measured against {own_first.label} is left out."
     )
+    counted, first_counted = (row.kv_cache.dtype or row.dtype for row in (each.typed, first))
+    if counted != first_counted:
+        notes.append(f"{label} is in {counted}, {first.label} in {first_counted}: KV bytes differ for that alone.")
     if each.typed.dtype != first.dtype:
-        notes.append(
-            f"{label} is in {each.typed.dtype}, {first.label} in {first.dtype}: KV bytes differ for that alone."
-        )
+        notes.append(f"{label} was computed in {each.typed.dtype}, {first.label} in {first.dtype}.")
     above = each.typed.nll - first.nll
     row["positions"] = [{**place, "nll_above_first": None} for place in each.row.get("positions") or []] or None
     row["contexts"] = [{**place, "nll_above_first": None} for place in each.row.get("contexts") or []] or None

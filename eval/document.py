@@ -56,6 +56,8 @@ class KvCache(_Part):
     """What the configuration promises; null where no formula covers it."""
     measured_bytes: int
     """Read out of a real cache."""
+    dtype: str | None = None
+    """That a number in it has its bytes from: what the checkpoint is stored in, or was asked to be computed in."""
     cross: "KvCache | None" = None
     """Of an encoder-decoder: of the source; the others are the target's then."""
 
@@ -252,6 +254,8 @@ class Checkpoint(_Part):
     parameters: int
     weight_bytes: int
     dtype: str
+    """What it was computed in."""
+    stored_dtype: str | None = None
     perplexity: float | None
     nll: float
     """Mean negative log-likelihood, nats a token."""

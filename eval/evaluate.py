@@ -10,6 +10,7 @@ from gqa.convert.errors import UserError
 from gqa.eval.continuations import read_prompts
 from gqa.eval.measure import Beside, Measuring, Progress
 from gqa.eval.options import EvalOptions
+from gqa.eval.precision import check_one_precision
 from gqa.eval.processes import Processes, join_processes
 from gqa.eval.report import Report, build_report, write_report
 from gqa.eval.subject import name_checkpoints, prepare
@@ -43,6 +44,8 @@ def evaluate(
         check_output(output, _inputs(named, options), overwrite=overwrite)
     progress("reading the data", 0, 0)
     subjects = prepare(named, options)
+    if options.speed is not None:
+        check_one_precision(subjects, options.dtype, processes.device)
     processes.check_same(subjects[0].material.sha256, f"data as {options.data}")
     with closing(Beside(subject=subjects[0])) as beside:
         measure = Measuring(options=options, processes=processes, beside=beside, others=subjects[1:], progress=progress)

@@ -18,7 +18,8 @@ class FirstModel:
     """Hidden states in the order in which they were added, and the head that belongs to them."""
 
     def __init__(self, halves: Halves) -> None:
-        self._halves = halves
+        self.halves = halves
+        """What makes logits of hidden states."""
         self._file = tempfile.TemporaryFile(prefix="gqa-eval-")  # noqa: SIM115 - open for as long as this object lives
         self._shapes: list[tuple[int, int]] = []
         self._dtype: torch.dtype | None = None
@@ -43,7 +44,7 @@ class FirstModel:
 
     def finish(self) -> None:
         """Let go of all of the model but its head."""
-        self._halves.drop_trunk()
+        self.halves.drop_trunk()
 
     def close(self) -> None:
         """Give the file back."""
@@ -61,7 +62,3 @@ class FirstModel:
         self._read += 1
         data = bytearray(self._file.read(shape[0] * shape[1] * self._dtype.itemsize))
         return torch.frombuffer(data, dtype=self._dtype).view(shape)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """What the first model makes of hidden states. [tokens, hidden_size] -> [tokens, vocabulary]."""
-        return self._halves.logits(hidden)

@@ -4,6 +4,7 @@ The model's own forward pass does both, with something else in the place of its 
 does to hidden states and logits around its output projection (scales, caps, biases) is done by the class itself.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ class Halves:
         decoder = model.get_decoder()
         assert decoder is not model
         self._name = next(name for name, module in model.named_modules() if module is decoder)
-        self._output: type | None = None
+        self._outputs: list[type] = []  # of the trunk, the class: what one of several twins saw, all know
 
     @property
     def trunk(self) -> nn.Module:
@@ -36,6 +37,13 @@ class Halves:
         """How many logits the head makes for a token."""
         return self.model.get_output_embeddings().weight.shape[0]
 
+    @property
+    def head_parameters(self) -> list[nn.Parameter]:
+        """All that logits can be made with: what is outside the trunk, also where the trunk shares it."""
+        named = self.model.named_parameters(remove_duplicate=False)
+        outside = [parameter for name, parameter in named if not name.startswith(f"{self._name}.")]
+        return list(dict.fromkeys(outside))
+
     def hidden(self, **inputs: Any) -> torch.Tensor:
         """The hidden states that the head is given; a cache has to be asked for. [rows, length, hidden_size]."""
         found: list[torch.Tensor] = []
@@ -43,9 +51,9 @@ class Halves:
 
         def first_only(*arguments: Any, **given: Any) -> Any:
             output = trunk(*arguments, **given)
-            self._output = type(output)
+            self._outputs[:] = [type(output)]
             found.append(output[0])
-            return self._output(last_hidden_state=output[0][:, :1])  # logits of one token cost nothing
+            return type(output)(last_hidden_state=output[0][:, :1])  # logits of one token cost nothing
 
         with self._instead(first_only):
             self.model(**({"use_cache": False} | inputs))
@@ -54,14 +62,20 @@ class Halves:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The logits of hidden states, once some have been made. [tokens, hidden_size] -> [tokens, vocabulary]."""
-        output = self._output
-        assert output is not None, "a trunk has to run before its head"
+        assert self._outputs, "a trunk has to run before its head"
+        (output,) = self._outputs
         ids = torch.zeros((1, 1), dtype=torch.int64, device=hidden.device)
         inputs: dict[str, Any] = {"input_ids": ids}
         if self.model.config.is_encoder_decoder:
             inputs = {"encoder_outputs": (hidden[None],), "decoder_input_ids": ids}
         with self._instead(lambda *_, **__: output(last_hidden_state=hidden[None])):
-            return self.model(use_cache=False, **inputs).logits[0]
+            return self.model(use_cache=False, **inputs).logits.squeeze(0)  # [0] is zeros and a copy, backward
+
+    def twin(self) -> "Halves":
+        """The same halves in modules of their own, around the same weights: for a thread beside this one."""
+        other = copy.copy(self)
+        other.model = copy.deepcopy(self.model, {id(weight): weight for weight in self.model.parameters()})
+        return other
 
     def drop_trunk(self) -> None:
         """Give the trunk's memory back; logits can still be made of hidden states that it made before."""

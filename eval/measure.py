@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from gqa.convert.errors import UserError
+from gqa.convert.precision import dtype_name
 from gqa.convert.pretrained import load_tokenizer
 from gqa.convert.provenance import fingerprint
 from gqa.convert.tensors import weight_files
@@ -20,6 +21,7 @@ from gqa.eval.halves import Halves
 from gqa.eval.material import Material
 from gqa.eval.model import load_model
 from gqa.eval.options import EvalOptions
+from gqa.eval.precision import choose_precision
 from gqa.eval.processes import Processes
 from gqa.eval.recall import recall_at
 from gqa.eval.room import Room
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0: unknown)."""
 
-_TOKENS = {"cpu": 4096, "other": 16384}  # of a forward pass
+_TOKENS = {"cpu": 1024, "other": 16384}  # of a forward pass
 
 
 @dataclass(kw_only=True)
@@ -82,7 +84,9 @@ class Measuring:
             UserError: it can't be loaded, its numbers aren't finite, or memory runs out.
         """
         self.progress(f"{subject.label}: loading", 0, 0)
-        model = load_model(subject.path, dtype=self.options.dtype, device=self.processes.device)
+        precision = choose_precision(subject, self.options.dtype, self.processes.device)
+        own = precision.computed == precision.stored
+        model = load_model(subject.path, dtype="auto" if own else precision.computed, device=self.processes.device)
         start = time.perf_counter()
         scores = self._score(model, subject, subject.material)
         seconds = time.perf_counter() - start
@@ -90,11 +94,12 @@ class Measuring:
         result = Result(
             scores=scores,
             seconds=seconds,
-            dtype=str(model.dtype).removeprefix("torch."),
+            dtype=dtype_name(model.dtype),
+            precision=precision,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             weight_bytes=sum(file.stat().st_size for file in weight_files(subject.path)),
             fingerprint=fingerprint(subject.path),
-            kv_cache=cache_size(model, subject.config, context),
+            kv_cache=cache_size(model, subject.config, context, precision.counted),
             windows={self.options.window: (subject.material, scores.nlls), **self._further(model, subject)},
             **self._more(model, subject),
         )

@@ -73,10 +73,11 @@ class EvalOptions:
     """Decides which spans are corrupted, where that is how an encoder-decoder is scored."""
 
     batch_size: int | None = None
-    """Windows per forward pass. None: as many as have 4,096 tokens together, on an accelerator 16,384."""
+    """Windows per forward pass. None: as many as have 1,024 tokens together, on an accelerator 16,384."""
 
     dtype: Dtype = "auto"
-    """The precision the model computes in. `auto`: the one the checkpoint is stored in."""
+    """The precision the model computes in. `auto`: the one the checkpoint is stored in; on a CPU without products in
+    that float32, if it fits in memory, and bytes are still counted in the stored one (`gqa.eval.precision`)."""
 
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, `mps`, ...; `auto`: the accelerator when there is one, otherwise the CPU."""

@@ -62,20 +62,35 @@ def _what_they_mean(document: Document) -> list[str]:
     agree = all(
         part.formula_bytes == part.measured_bytes for each in document.checkpoints for part in each.kv_cache.parts
     )
+    counted = f", {row.kv_cache.dtype}" if row.kv_cache.dtype else ""
     formula = "gives the same" if agree else "differs, see Notes"
     return [
         f"Bits per byte are over the {sample.bytes:,} bytes of text that these tokens stand for. NLL is in nats.",
         f"Standard errors are {error}; that of the ratio is of the paired difference on the same tokens.",
-        f"KV bytes per token are read out of a real cache of {_cached(row)}, one sequence, all layers; "
+        f"KV bytes per token are read out of a real cache of {_cached(row)}, one sequence, all layers{counted}; "
         f"the formula from the config {formula}.",
     ]
+
+
+def precision_words(row: Checkpoint) -> str:
+    """`bfloat16`, or `float32 (stored in bfloat16)`."""
+    return row.dtype if row.stored_dtype in (None, row.dtype) else f"{row.dtype} (stored in {row.stored_dtype})"
+
+
+def _computed(document: Document) -> str:
+    """In what, on what, and why in that where nobody asked for it."""
+    rows = document.checkpoints
+    precisions = " and ".join(dict.fromkeys(precision_words(row) for row in rows))
+    widened = any(row.kv_cache.dtype not in (None, row.dtype) for row in rows)
+    why = "; this processor has no half-precision products" if widened else ""
+    return f"Computed in {precisions} on {machine_words(document.machine)}{why}."
 
 
 def _where_from(document: Document) -> list[str]:
     if document.merged_from is None:
         versions = ", ".join(f"{name} {version}" for name, version in document.versions.items())
         return [
-            f"Computed in {document.first.dtype} on {machine_words(document.machine)}.",
+            _computed(document),
             f"Versions: {versions}.",
             f"Command: `{shlex.join(document.command)}`, {document.created}.",
         ]

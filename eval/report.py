@@ -11,7 +11,8 @@ report.json is one object, `gqa.eval.document.Document`; `report.schema.json` be
   `nll_above_first_standard_error`; `bits_per_byte`; `sample`: what was scored (tokens, bytes of text they stand for,
   windows, documents, the clusters of the standard error, the BOS policy with `auto` resolved, the SHA-256 of the text;
   for encoder-decoders the objective, pairs, tokens (or seconds) of their sources, sources and targets cut);
-  `kv_cache`: bytes of one sequence of `context` tokens by `formula_bytes` and `measured_bytes`, and `bytes_per_token`;
+  `kv_cache`: bytes of one sequence of `context` tokens by `formula_bytes` and `measured_bytes`, and `bytes_per_token`,
+  of numbers in `dtype`;
   for encoder-decoders these are of the target, and the same of the source are in `cross`; `history`: what gqa.json
   says of its making, with the curves of its training, null where there is none;
   `perplexity_ratio_interval`: the 95% interval of the ratio, by bootstrap over the clusters;
@@ -22,8 +23,8 @@ report.json is one object, `gqa.eval.document.Document`; `report.schema.json` be
   `continuations` of prompts; `layers`: attention beside the first checkpoint's (`gqa.eval.diagnose`);
   `speed`: for every batch and context seconds of `prefill` and of a `decode` step, and what bounds them
   (`gqa.eval.speed.measure`); what was not asked for is empty or null;
-  `label`, `path`, `fingerprint`, `model_type`, `num_heads`, `num_kv_heads`, `parameters`, `weight_bytes`, `dtype`,
-  `scoring_seconds`.
+  `label`, `path`, `fingerprint`, `model_type`, `num_heads`, `num_kv_heads`, `parameters`, `weight_bytes`,
+  `stored_dtype`, `dtype` (what it was computed in), `scoring_seconds`.
   A number that is infinite or unknown is null.
 """
 
@@ -36,6 +37,7 @@ from typing import Any
 
 from gqa.convert.directory import write_atomically
 from gqa.convert.errors import UserError
+from gqa.convert.precision import dtype_name
 from gqa.convert.provenance import command_line, versions
 from gqa.eval.document import FORMAT, Document
 from gqa.eval.machine import machine
@@ -109,11 +111,13 @@ class Report:
                     f"{row.label} splits the text into other tokens than {first.label}: compare bits per byte, not "
                     f"perplexity ({row.sample.num_bytes:,} and {first.sample.num_bytes:,} bytes were scored)."
                 )
-            if row.result.dtype != first.result.dtype:
+            counted, first_counted = (dtype_name(each.result.kv_cache.dtype) for each in (row, first))
+            if counted != first_counted:
                 notes.append(
-                    f"{row.label} is in {row.result.dtype}, {first.label} in {first.result.dtype}: KV bytes and sizes "
-                    "differ for that alone (--dtype sets one for all)."
+                    f"{row.label} is in {counted}, {first.label} in {first_counted}: KV bytes and sizes differ for "
+                    "that alone (--dtype sets one for all KV bytes)."
                 )
+            notes += [row.result.precision.note] if row.result.precision.note else []
             notes += row.subject.material.notes(row.label)
             for part in cache.parts:
                 if not part.agree:
@@ -149,6 +153,7 @@ def write_report(report: Report, output: Path, *, overwrite: bool = False) -> No
         raise
     except Exception as error:
         kept = output.with_name(f"{output.name}.rescued.json")
+        kept.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(kept, text)
         error.add_note(f"What was measured is kept in {kept}; `gqa-eval compare {kept} -o DIR` draws it.")
         raise

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from gqa.convert.precision import dtype_name
 from gqa.eval.cache import CacheSize, decoder_config
 from gqa.eval.contexts import Context, Windows, by_window
 from gqa.eval.continuations import Continuation
@@ -12,6 +13,7 @@ from gqa.eval.diagnose import Layer
 from gqa.eval.divergence import Divergence, summarise
 from gqa.eval.estimate import Mean, Sample, bits_per_byte, perplexity_of, ratio_interval
 from gqa.eval.positions import Stretch, by_position
+from gqa.eval.precision import Precision
 from gqa.eval.recall import Recall
 from gqa.eval.scoring import Scores
 from gqa.eval.speed.measure import Speed
@@ -26,6 +28,7 @@ class Result:
     scores: Scores
     seconds: float
     dtype: str
+    precision: Precision
     parameters: int
     weight_bytes: int
     fingerprint: str
@@ -109,6 +112,7 @@ class Row:
             "parameters": result.parameters,
             "weight_bytes": result.weight_bytes,
             "dtype": result.dtype,
+            "stored_dtype": dtype_name(result.precision.stored),
             "perplexity": self.perplexity,
             "nll": self.nll.value,
             "nll_standard_error": self.nll.standard_error,

@@ -6,7 +6,8 @@ forgotten, so that memory does not grow with the vocabulary times the length.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch.nn.functional import kl_div
 from gqa.eval.first import FirstModel
 from gqa.eval.halves import Halves
 from gqa.eval.material import Material, Predicted
+from gqa.eval.workers import Workers, choose_workers
 
 _CHUNK_ELEMENTS = {"cpu": 1 << 21, "other": 1 << 25}  # logits at a time: what caches hold, or what kernels need
 _FEWEST_TOKENS = 128  # of a chunk: with fewer, reading the head's weights would take longer than the products
@@ -61,21 +63,44 @@ def score(
     """
     size = len(material.position)
     nlls, kl, same_top = (np.zeros(size) for _ in range(3))
-    with torch.inference_mode():
-        for batch in batches:
-            found = material.predict(halves, batch)
-            if keep is not None:
-                keep.add(found.hidden)
-            theirs = None if first is None else first.next().to(found.hidden.device)
-            scores = in_chunks(halves, found, first, theirs)
-            for array, values in zip((nlls, kl, same_top), scores, strict=False):
-                array[found.places] = values.cpu().double().numpy()
-            progress(len(batch))
+    workers = choose_workers(halves.model, len(batches))
+    items = ((batch, None if first is None else first.next()) for batch in batches)
+    scored = workers.map(partial(_score_batch, material), items, lambda: _twins(halves, first, workers))
+    for batch, (found, scores) in zip(batches, scored, strict=True):
+        if keep is not None:
+            keep.add(found.hidden)
+        for array, values in zip((nlls, kl, same_top), scores, strict=False):
+            array[found.places] = values.cpu().double().numpy()
+        progress(len(batch))
     return Scores(nlls=nlls) if first is None else Scores(nlls=nlls, kl=kl, same_top=same_top)
 
 
+class _Models(NamedTuple):
+    """What a worker runs."""
+
+    mine: Halves
+    first: Halves | None
+
+
+def _twins(halves: Halves, first: FirstModel | None, workers: Workers) -> _Models:
+    """The models for one of several workers, or as they are for the only one."""
+    models = halves, None if first is None else first.halves
+    return _Models(*models) if workers.count == 1 else _Models(*(each and each.twin() for each in models))
+
+
+@torch.inference_mode()
+def _score_batch(
+    material: Material, models: _Models, item: tuple[Sequence[Any], Tensor | None]
+) -> tuple[Predicted, list[Tensor]]:
+    """A forward pass, and what `in_chunks` makes of it."""
+    batch, theirs = item
+    found = material.predict(models.mine, batch)
+    theirs = None if theirs is None else theirs.to(found.hidden.device)
+    return found, in_chunks(models.mine, found, models.first, theirs)
+
+
 def in_chunks(
-    halves: Halves, found: Predicted, first: FirstModel | None = None, theirs: Tensor | None = None
+    halves: Halves, found: Predicted, first: Halves | None = None, theirs: Tensor | None = None
 ) -> list[Tensor]:
     """NLLs [scored] and, where there is a first model and what it has made of the same, KL and agreement [scored]."""
     hidden, targets = found.hidden, found.targets

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate.utils import parse_flag_from_env
 
+from gqa.convert.precision import is_fast
 from gqa.eval.model import load_model as load_eval_model
 from gqa.eval.model import set_attention
 from gqa.uptrain.config import UptrainConfig
@@ -34,7 +35,7 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
     """The type of matrix products: bf16 when it is asked for, or when it is left open and the device is fast at it."""
     if precision == "float32":
         return None
-    return torch.bfloat16 if precision == "bfloat16" or _has_bf16(device) else None
+    return torch.bfloat16 if precision == "bfloat16" or is_fast(torch.bfloat16, device) else None
 
 
 def teacher_type(precision: str, device: torch.device) -> torch.dtype:
@@ -51,9 +52,3 @@ def device_of_run() -> torch.device:
     """The kind of device that the run uses."""
     accelerator = None if on_cpu() else torch.accelerator.current_accelerator()
     return accelerator or torch.device("cpu")
-
-
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()

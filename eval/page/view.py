@@ -7,6 +7,7 @@ from gqa.eval.document import Checkpoint, Document
 from gqa.eval.page import curves, tradeoff
 from gqa.eval.page.chart import Chart
 from gqa.eval.page.draw import svg
+from gqa.eval.render import precision_words
 from gqa.eval.words import percent, perplexity, scaled, times
 
 
@@ -93,7 +94,7 @@ def _line(row: Checkpoint) -> str:
     heads = f"{row.num_kv_heads} KV head{'s' if row.num_kv_heads != 1 else ''}"
     if row.num_heads is not None:
         heads += f" for {row.num_heads} query heads"
-    return f"{heads}, {scaled(row.parameters)} parameters, {row.dtype}"
+    return f"{heads}, {scaled(row.parameters)} parameters, {precision_words(row)}"
 
 
 def _facts(document: Document, row: Checkpoint) -> tuple[Fact, ...]:

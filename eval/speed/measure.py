@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from gqa.convert.errors import UserError
+from gqa.convert.precision import dtype_name
 from gqa.eval.cache import cache_argument, cache_bytes
 from gqa.eval.model import set_attention
 from gqa.eval.speed.clock import Timing, timed
@@ -104,7 +105,7 @@ def measure_speed(model: "PreTrainedModel", options: SpeedOptions, *, progress: 
         bandwidth=speed,
         attention=options.attention,
         compiled=compiled,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=dtype_name(model.dtype),
     )
 
 

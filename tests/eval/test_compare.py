@@ -138,6 +138,17 @@ def test_times_of_two_machines_are_not_compared(changed):
     assert here["notes"] == []
 
 
+def test_another_precision_is_noted_and_bytes_are_compared_in_what_they_are_counted_in(changed, report_of):
+    def half(report: dict[str, Any], counted: str) -> None:
+        report["checkpoints"][0]["dtype"] = "bfloat16"
+        report["checkpoints"][0]["kv_cache"]["dtype"] = counted
+
+    computed = merged(report_of("before"), changed("one", change=lambda report: half(report, "float32")))
+    assert computed["notes"][1:] == ["one was computed in bfloat16, before in float32."]
+    counted = merged(report_of("before"), changed("one", change=lambda report: half(report, "bfloat16")))
+    assert counted["notes"][1] == "one is in bfloat16, before in float32: KV bytes differ for that alone."
+
+
 def test_a_merged_report_can_be_merged_again(report_of, tmp_path: Path):
     first = gqa_compare(report_of("before", "two"), report_of("one"), "-o", tmp_path / "first")
     assert (first.exit_code, first.stderr) == (0, "")

@@ -159,10 +159,10 @@ def test_numbers_outlive_a_page_that_cannot_be_drawn(checkpoint, data, tmp_path:
 
     monkeypatch.setattr("gqa.eval.written.to_html", fail)
     with pytest.raises(RuntimeError, match="no pencil") as failure:
-        evaluate([checkpoint], options(data), tmp_path / "report")
+        evaluate([checkpoint], options(data), tmp_path / "new" / "report")
     assert "What was measured is kept in" in failure.value.__notes__[0]
-    assert [path.name for path in tmp_path.iterdir()] == ["report.rescued.json"]
-    assert read_report(tmp_path / "report.rescued.json").document.first.label == "tiny"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.rescued.json"]
+    assert read_report(tmp_path / "new" / "report.rescued.json").document.first.label == "tiny"
 
 
 def test_an_output_is_replaced_only_when_asked(checkpoint, data, tmp_path: Path):
