@@ -11,7 +11,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,6 +24,9 @@ from gqa.convert.pretrained import quiet_transformers
 from gqa.convert.rewrite import convert
 from gqa.eval.evaluate import evaluate
 from gqa.eval.options import EvalOptions
+
+Result = dict[str, Any]
+"""of one case: NLL above the source's at every window, perplexity, bytes of cache a token, seconds of the conversion"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +42,10 @@ class Case:
     rope_dim: int | None = None
     window: int
     """of the fit's text and of the evaluation"""
-    scored_window: int
-    """of the evaluation alone, where it is another"""
 
 
-def measure(checkpoint: Path, data: str, text: str, case: Case, max_tokens: int) -> dict[str, float]:
-    """Convert and evaluate."""
+def measure(checkpoint: Path, data: str, text: str, case: Case, longer: tuple[int, ...], max_tokens: int) -> Result:
+    """Convert and evaluate, at the case's window and at longer ones."""
     calibration = fit = None
     if case.tokens:
         calibration = CalibrationOptions(data=text, tokens=case.tokens, sequence_length=case.window)
@@ -61,40 +62,52 @@ def measure(checkpoint: Path, data: str, text: str, case: Case, max_tokens: int)
             )
             convert(checkpoint, out, groups)
         seconds = time.monotonic() - began
-        scoring = EvalOptions(data=data, window=case.scored_window, max_tokens=max_tokens, dtype="float32")
+        scoring = EvalOptions(
+            data=data,
+            window=case.window,
+            further_windows=longer,
+            max_tokens=max_tokens,
+            dtype="float32",
+            divergence=False,
+        )
         before, after = evaluate([checkpoint, out], scoring).rows
     return {
-        "gap": after.nll.value - before.nll.value,
+        "gaps": {
+            str(new.window): new.nll.value - old.nll.value
+            for old, new in zip(before.contexts, after.contexts, strict=True)
+        },
         "perplexity": after.perplexity,
         "bytes": after.result.kv_cache.bytes_per_token,
         "seconds": seconds,
     }
 
 
-def table(results: dict[str, dict[str, float]]) -> str:
-    """The results as Markdown, a row for every size."""
-    lines = ["| kind | share of the cache | bytes a token | fit | scored at | NLL above | seconds |", "|---" * 7 + "|"]
+def table(results: dict[str, Result]) -> str:
+    """The results as Markdown, a row for every size, a column for every window that all were scored at."""
+    first, *others = (result["gaps"] for result in results.values())
+    windows = [window for window in first if all(window in gaps for gaps in others)]
+    columns = ["kind", "share of the cache", "bytes a token", "fit", *(f"NLL above at {name}" for name in windows)]
+    lines = ["| " + " | ".join([*columns, "seconds"]) + " |", "|---" * (len(columns) + 1) + "|"]
     for key, result in results.items():
         case = Case(**json.loads(key))
         fit = f"{case.tokens:,} tokens, {case.steps} steps" if case.tokens else "none"
         rope = f", rotary key {case.rope_dim}" if case.rope_dim else ""
-        lines.append(
-            f"| {case.kind}{rope} | {case.share:g} | {result['bytes']:,.0f} | {fit} | {case.scored_window} | "
-            f"{result['gap']:.4f} | {result['seconds']:.0f} |"
-        )
+        cells = [case.kind + rope, f"{case.share:g}", f"{result['bytes']:,.0f}", fit]
+        cells += [f"{result['gaps'][window]:.4f}" for window in windows]
+        lines.append("| " + " | ".join([*cells, f"{result['seconds']:.0f}"]) + " |")
     return "\n".join(lines)
 
 
-def plot(results: dict[str, dict[str, float]], path: Path) -> None:
+def plot(results: dict[str, Result], path: Path) -> None:
     """NLL gap against cache bytes, a line for each kind of cache and each fit."""
     from matplotlib.figure import Figure
 
     lines: dict[str, list[tuple[float, float]]] = {}
     for key, result in results.items():
         case = Case(**json.loads(key))
-        if case.rope_dim is None and case.scored_window == case.window:
+        if case.rope_dim is None:
             label = f"{case.kind}, " + (f"fit on {case.tokens:,} tokens" if case.tokens else "no data")
-            lines.setdefault(label, []).append((result["bytes"], result["gap"]))
+            lines.setdefault(label, []).append((result["bytes"], result["gaps"][str(case.window)]))
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for label, points in lines.items():
@@ -115,7 +128,7 @@ def main(
     steps: Annotated[int, typer.Option(help="Optimiser steps a layer.")] = 1000,
     rope_dim: Annotated[int | None, typer.Option(help="Of the rotary key.  [default: the conversion's]")] = None,
     window: int = 256,
-    scored_window: Annotated[int | None, typer.Option(help="Of the evaluation.  [default: the same]")] = None,
+    longer: Annotated[list[int] | None, typer.Option(help="Windows to score at too.")] = None,
     max_tokens: int = 40960,
     picture: Annotated[Path | None, typer.Option(help="Draw the plot here, as .svg or .png.")] = None,
 ) -> None:
@@ -136,11 +149,10 @@ def main(
                     steps=steps if tokens else 0,
                     rope_dim=rope_dim if one == "mla" else None,
                     window=window,
-                    scored_window=scored_window or window,
                 )
                 key = json.dumps(asdict(case))
                 if key not in found:
-                    found[key] = measure(checkpoint, data, calibration, case, max_tokens)
+                    found[key] = measure(checkpoint, data, calibration, case, tuple(longer or ()), max_tokens)
                     with results.open("a") as file:
                         file.write(json.dumps([key, found[key]]) + "\n")
                     typer.echo(f"{case}: {found[key]}", err=True)

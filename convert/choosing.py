@@ -16,7 +16,7 @@ from gqa.convert.checkpoint import open_for
 from gqa.convert.directory import check_output, disk_errors
 from gqa.convert.errors import UserError
 from gqa.convert.method import traits_of
-from gqa.convert.options import build_options
+from gqa.convert.options import COMMAND_LINE, build_options
 from gqa.convert.plan import ConvertOptions, Plan, plan_conversion
 from gqa.convert.uneven import span
 
@@ -70,7 +70,7 @@ class Wish:
         measured_on = self.groups == "auto" or self.optional
         useful = given.get("fit") or traits_of(given["method"]).uses_moments or not measured_on
         calibration = self.calibration if useful else None
-        return build_options(ConvertOptions, {**given, "groups": groups, "calibration": calibration}, "options")
+        return build_options(ConvertOptions, {**given, "groups": groups, "calibration": calibration}, COMMAND_LINE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,7 +132,7 @@ def convert_command(
         from gqa.convert.forecast_view import show_choice, show_hint, show_preview
         from gqa.convert.hint import better_method
         from gqa.convert.layerfit import FitOptions
-        from gqa.convert.options import build_options
+        from gqa.convert.options import COMMAND_LINE, build_options
         from gqa.convert.preview import preview
         from gqa.convert.rewrite import default_output, write_conversion
         from gqa.convert.source import resolve_checkpoint
@@ -150,8 +150,8 @@ def convert_command(
             "dtype": compute_dtype,
             "seed": seed,
         }
-        fitting = build_options(FitOptions, {"steps": fit_steps, "seed": seed}, "options") if fit else None
-        measured = build_options(CalibrationOptions, sampling, "options") if calibration else None
+        fitting = build_options(FitOptions, {"steps": fit_steps, "seed": seed}, COMMAND_LINE) if fit else None
+        measured = build_options(CalibrationOptions, sampling, COMMAND_LINE) if calibration else None
         silent = quiet or as_json
         console = Console(quiet=silent)
         if to != "gqa":

@@ -148,7 +148,7 @@ def convert_to_latent(
         max_shard_size=max_shard_size,
     )
     quiet_transformers()
-    plan = plan_latent(resolve_checkpoint(checkpoint), sizes, options)
+    plan = plan_latent(resolve_checkpoint(checkpoint), sizes, options, progress)
     target = Path(output) if output is not None else beside(str(checkpoint), f"-mla{plan.shape.kv_rank}")
     write_latent(plan, target, overwrite=overwrite, advance=advance, progress=progress)
     return Conversion(output=target, plan=plan)

@@ -8,6 +8,9 @@ from gqa.convert.errors import UserError, did_you_mean
 
 Options = TypeVar("Options")
 
+COMMAND_LINE = "options"
+"""where values came from that were flags"""
+
 
 def build_options(kind: type[Options], values: Mapping[str, Any], where: str) -> Options:
     """An instance of the dataclass `kind` made from `values`, every value checked against its field's type.
@@ -35,7 +38,7 @@ def build_options(kind: type[Options], values: Mapping[str, Any], where: str) ->
         if isinstance(cause, UserError):
             said = str(cause)
         elif first["type"].startswith("missing"):
-            said = f"{key} is needed and not given"
+            said = f"{key} is needed and not given" + ("; see --help" if where == COMMAND_LINE else "")
         else:
             said = f"{key}: {first['msg']}, got {first['input']!r}"
         raise UserError(f"{where}: {said}") from None

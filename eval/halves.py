@@ -37,6 +37,13 @@ class Halves:
         """How many logits the head makes for a token."""
         return self.model.get_output_embeddings().weight.shape[0]
 
+    @property
+    def head_parameters(self) -> list[nn.Parameter]:
+        """All that logits can be made with: what is outside the trunk, also where the trunk shares it."""
+        named = self.model.named_parameters(remove_duplicate=False)
+        outside = [parameter for name, parameter in named if not name.startswith(f"{self._name}.")]
+        return list(dict.fromkeys(outside))
+
     def hidden(self, **inputs: Any) -> torch.Tensor:
         """The hidden states that the head is given; a cache has to be asked for. [rows, length, hidden_size]."""
         found: list[torch.Tensor] = []
@@ -62,7 +69,7 @@ class Halves:
         if self.model.config.is_encoder_decoder:
             inputs = {"encoder_outputs": (hidden[None],), "decoder_input_ids": ids}
         with self._instead(lambda *_, **__: output(last_hidden_state=hidden[None])):
-            return self.model(use_cache=False, **inputs).logits[0]
+            return self.model(use_cache=False, **inputs).logits.squeeze(0)  # [0] is zeros and a copy, backward
 
     def twin(self) -> "Halves":
         """The same halves in modules of their own, around the same weights: for a thread beside this one."""

@@ -13,7 +13,7 @@ from gqa.convert.pretrained import load_config
 from gqa.convert.source import read_config, resolve_checkpoint
 from gqa.eval.halves import Halves
 from gqa.uptrain.batches import Sampler
-from gqa.uptrain.chunks import CHUNK_ELEMENTS
+from gqa.uptrain.chunks import tokens_at_once
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.data import Opener
 from gqa.uptrain.draws import Drawing, draw_tokens, drawing_of, numbered, open_draws, uniform_numbers, write_draws
@@ -74,7 +74,7 @@ class Drawer:
         hidden = self.teacher.hidden(input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=None)
         uniform = [uniform_numbers(self.drawing.seed, int(number), length, draws) for number in samples[:, 0]]
         rows = hidden.flatten(0, 1), torch.from_numpy(np.concatenate(uniform)).to(self.device)
-        at_once = max(1, CHUNK_ELEMENTS // self.teacher.vocabulary)
+        at_once = tokens_at_once(self.teacher.vocabulary, self.device)
         chunks = zip(*(part.split(at_once) for part in rows), strict=True)
         found = [draw_tokens(self.teacher.logits(part), some, self.drawing.temperature) for part, some in chunks]
         drawn, entropy = (torch.cat(part).cpu().numpy() for part in zip(*found, strict=True))

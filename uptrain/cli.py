@@ -10,7 +10,7 @@ import typer
 
 from gqa.convert.console import EXIT_CODES, command_app, friendly_errors
 from gqa.convert.errors import UserError
-from gqa.convert.options import build_options
+from gqa.convert.options import COMMAND_LINE, build_options
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.flags import values_of, with_options
 from gqa.uptrain.launch import Launch, gpus_here, words_of
@@ -131,7 +131,7 @@ def export_command(
 def _config(recipe: Path | None, given: dict[str, Any]) -> UptrainConfig:
     flags = values_of(given)
     if recipe is None:
-        return build_options(UptrainConfig, flags, "options")
+        return build_options(UptrainConfig, flags, COMMAND_LINE)
     return build_options(UptrainConfig, overlay(read_table(recipe), flags), f"recipe {recipe}, [uptrain]")
 
 

@@ -1,7 +1,7 @@
-"""What a model learns from its teacher: at every label the teacher's whole distribution, not only the token itself.
+"""What a model learns: from the text every label, or, from a teacher, at every label the teacher's whole distribution.
 
-Both models' hidden states stand in memory, their logits only for some tokens at a time: these are made from the hidden
-states chunk by chunk, and made again in the backward pass.
+Hidden states stand in memory, of both models if there are two; logits only for some tokens at a time, made from the
+hidden states chunk by chunk.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +14,7 @@ from torch import nn
 from gqa.eval.attentions import AttentionOutputs
 from gqa.eval.halves import Halves
 from gqa.uptrain.attention_outputs import distance
-from gqa.uptrain.chunks import summed_in_chunks
+from gqa.uptrain.chunks import summed_in_chunks, tokens_at_once
 from gqa.uptrain.divergence import Mixture, summed_nll
 
 if TYPE_CHECKING:
@@ -27,13 +27,17 @@ Inputs = Mapping[str, torch.Tensor | None]
 class Lesson:
     """A student and its teacher. It is no module, so that neither sharding nor checkpoints take up the teacher."""
 
-    def __init__(self, student: "PreTrainedModel", mixture: Mixture, teacher: "PreTrainedModel | None") -> None:
-        """No teacher: batches bring tokens that were drawn from it."""
+    def __init__(
+        self, student: "PreTrainedModel", mixture: Mixture | None = None, teacher: "PreTrainedModel | None" = None
+    ) -> None:
+        """No teacher: batches bring tokens that were drawn from it. No mixture either: the text itself is learnt."""
         self.student = Halves(student)
         self.teacher = Halves(teacher) if teacher is not None else None
         self.mixture = mixture
         self.attention_weight = 0.0
         """Of the term that draws attention outputs to the teacher's; whoever trains lets it fall to 0."""
+        self.computes_twice = False
+        """Whether logits have to be made again in the backward pass; see `summed_in_chunks`."""
         self._judges_teacher = False
 
     @property
@@ -42,7 +46,7 @@ class Lesson:
         return [half.trunk for half in (self.student, self.teacher) if half is not None]
 
     def loss(self, inputs: Inputs, labels: torch.Tensor, *drawn: torch.Tensor) -> torch.Tensor:
-        """The sum of the labels' losses.
+        """The sum of the labels' losses in nats: an fp32 scalar.
 
         Args:
             inputs: what both models are called with.
@@ -50,9 +54,10 @@ class Lesson:
             drawn: where there is no teacher, tokens drawn from it [rows, length, draws], and its entropies
                 [rows, length].
         """
+        if self.mixture is None:
+            return self._summed(self._against_labels, self.student.hidden(**inputs), labels)
         if self.teacher is None:
-            hidden = self.student.hidden(**inputs)
-            return self._summed(self._against_draws, hidden, *drawn, labels)
+            return self._summed(self._against_draws, self.student.hidden(**inputs), *drawn, labels)
         if not self.attention_weight:
             return self._summed(self._against_logits, *self._both(inputs), labels)
         with AttentionOutputs(self.teacher.model) as wanted, AttentionOutputs(self.student.model) as found:
@@ -92,10 +97,14 @@ class Lesson:
         return self.student.hidden(**inputs), taught
 
     def _summed(self, loss: Callable[..., torch.Tensor], *rows: torch.Tensor) -> torch.Tensor:
-        return summed_in_chunks(loss, self.student.vocabulary, *(part.flatten(0, 1) for part in rows))
+        hidden, *others = (part.flatten(0, 1) for part in rows)
+        size = tokens_at_once(self.student.vocabulary, hidden.device)
+        weights = self.student.head_parameters
+        return summed_in_chunks(loss, size, hidden, *others, weights=weights, twice=self.computes_twice)
 
     def _against_logits(self, hidden: torch.Tensor, taught: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         assert self.teacher is not None
+        assert self.mixture is not None
         with torch.no_grad(), torch.autocast(taught.device.type, enabled=False):
             teacher = self.teacher.logits(taught)
         return self.mixture.summed(self.student.logits(hidden), teacher, labels)
@@ -103,6 +112,7 @@ class Lesson:
     def _against_draws(
         self, hidden: torch.Tensor, drawn: torch.Tensor, entropy: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
+        assert self.mixture is not None
         return self.mixture.summed_of_draws(self.student.logits(hidden), drawn, entropy, labels)
 
     def _against_labels(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from accelerate.utils import parse_flag_from_env
 
 from gqa.convert.pretrained import hears, load_config
 from gqa.convert.tensors import read_entries
-from gqa.uptrain.chunks import CHUNK_ELEMENTS
+from gqa.uptrain.chunks import tokens_at_once
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.model import autocast_type, device_of_run, teacher_type
 from gqa.uptrain.plan import Plan
@@ -87,7 +87,7 @@ def estimate_memory(config: UptrainConfig, plan: Plan, checkpoint: Path, teacher
         optimizer=2 * _FLOAT * weights * trained / sharded,
         teacher=_weights(teacher) * teacher_type(config.precision, device).itemsize / sharded if teacher else 0,
         activations=tokens * _activations(model, size, plan.sequence_length, config),
-        logits=_logits(model, size, tokens, teaches=teacher is not None or config.offline_teacher),
+        logits=_logits(model, tokens, device, teaches=teacher is not None or config.offline_teacher),
     )
 
 
@@ -137,7 +137,8 @@ def _activations(config: "PreTrainedConfig", size: int, length: int, options: Up
     return layers * _FLOAT * hidden + layer if options.gradient_checkpointing else layers * layer
 
 
-def _logits(config: "PreTrainedConfig", size: int, tokens: int, *, teaches: bool) -> float:
-    whole, hidden = tokens * config.vocab_size, tokens * config.hidden_size
-    chunk = _FLOAT * min(whole, CHUNK_ELEMENTS)
-    return 2 * _FLOAT * hidden + 6 * chunk if teaches else 2 * size * whole + 3 * chunk
+def _logits(config: "PreTrainedConfig", tokens: int, device: torch.device, *, teaches: bool) -> float:
+    """Bytes of hidden states and their gradients, of the gradient of the head, and of what a chunk of logits takes."""
+    states = (3 if teaches else 2) * _FLOAT * tokens * config.hidden_size
+    chunk = _FLOAT * min(tokens, tokens_at_once(config.vocab_size, device)) * config.vocab_size
+    return states + _FLOAT * config.vocab_size * config.hidden_size + (7 if teaches else 4) * chunk

@@ -12,8 +12,6 @@ from torch import nn
 
 from gqa.convert.pretrained import hears
 from gqa.eval.teacher import decoder_inputs
-from gqa.uptrain.chunks import summed_in_chunks
-from gqa.uptrain.divergence import summed_nll
 from gqa.uptrain.lesson import Lesson
 
 if TYPE_CHECKING:
@@ -23,27 +21,24 @@ if TYPE_CHECKING:
 class Objective(nn.Module):
     """A model together with its loss, so that compilation and sharding see one module."""
 
-    def __init__(self, model: nn.Module, autocast: torch.dtype | None, lesson: Lesson | None = None) -> None:
-        """`autocast`: the type of matrix products; None computes in the weights' own type."""
+    def __init__(self, model: "PreTrainedModel", autocast: torch.dtype | None, lesson: Lesson | None = None) -> None:
+        """`autocast`: the type of matrix products; None computes in the weights' own type. No lesson: the text's."""
         super().__init__()
         self.model = model
         self.autocast = autocast
-        self.lesson = lesson
+        self.lesson = lesson or Lesson(model)
         self._no_split_modules = getattr(model, "_no_split_modules", None)  # where accelerate's FSDP may cut
 
     def forward(self, *batch: torch.Tensor) -> torch.Tensor:
-        """The sum of the labels' losses in nats: an fp32 scalar. Where there is a teacher, `lesson` says what it is.
+        """The sum of the labels' losses in nats, as `lesson` has them: an fp32 scalar.
 
         Args:
             batch: what the sampler makes, or what validation reads; the latter is always judged by the labels.
         """
         inputs, labels, *drawn = self.inputs(*batch)
         with torch.autocast(labels.device.type, self.autocast, enabled=self.autocast is not None):
-            if self.lesson is not None:
-                learn = self.lesson.loss if self.training else self.lesson.nll
-                return learn(inputs, labels, *drawn)
-            logits = self.model(use_cache=False, **inputs).logits
-        return summed_cross_entropy(logits.flatten(0, 1), labels.flatten())
+            learn = self.lesson.loss if self.training else self.lesson.nll
+            return learn(inputs, labels, *drawn)
 
     def inputs(self, *batch: torch.Tensor) -> tuple[Any, ...]:
         """What the model is called with, the labels [rows, length], and what is left of the batch."""
@@ -87,14 +82,3 @@ def objective_of(model: "PreTrainedModel") -> type[Objective]:
     if hears(model.config):
         return TranscriptLoss
     return TargetLoss if model.config.is_encoder_decoder else NextTokenLoss
-
-
-def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The sum over all tokens of the cross-entropy, in fp32, without keeping fp32 logits for the backward pass.
-
-    Args:
-        logits: in any float type. [tokens, vocabulary]
-        labels: IGNORED where there is nothing to predict. [tokens]
-    """
-    compiling = torch.compiler.is_compiling()  # a compiler fuses the cast into what follows
-    return summed_in_chunks(summed_nll, logits.shape[1], logits, labels, whole=compiling)

@@ -49,8 +49,7 @@ class Setup:
     model: "PreTrainedModel"
     trained: Trained
     teacher: Teacher
-    lesson: Lesson | None
-    """None: the model learns from the text alone."""
+    lesson: Lesson
 
     export: Export
 
@@ -105,18 +104,18 @@ def _memory(config: UptrainConfig, plan: Plan, checkpoint: Path, teacher: Path |
     return words if estimate.total <= there else f"{words}, which may not be enough: {advice(config, plan.rows)}"
 
 
-def _lesson(config: UptrainConfig, teacher: Teacher, model: "PreTrainedModel") -> tuple[Teacher, Lesson | None]:
-    """What the model learns from the teacher, if there is one, which is loaded unless it is offline."""
+def _lesson(config: UptrainConfig, teacher: Teacher, model: "PreTrainedModel") -> tuple[Teacher, Lesson]:
+    """What the model learns, from the teacher if there is one, which is loaded unless it is offline."""
     if teacher.path is None:
-        return teacher, None
+        return teacher, Lesson(model)
     mixture = Mixture(divergence=config.divergence, temperature=config.temperature, ce_weight=config.ce_weight)
     if config.offline_teacher:
-        return teacher, Lesson(model, mixture, None)
+        return teacher, Lesson(model, mixture)
     try:
         loaded = load_teacher(teacher.path, config, teacher_type(config.precision, device_of_run()))
         check_pair(loaded, model, config, teacher.path)
     except UserError as error:
-        return without_teacher(config, error), None
+        return without_teacher(config, error), Lesson(model)
     return teacher, Lesson(model, mixture, loaded)
 
 

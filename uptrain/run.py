@@ -14,6 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from gqa.convert.directory import disk_errors
 from gqa.convert.options import build_options
 from gqa.convert.precision import dtype_name
+from gqa.uptrain.attention_blocks import attention_in_blocks
 from gqa.uptrain.checkpoints import Checkpoints, complete_checkpoints, step_of
 from gqa.uptrain.config import UptrainConfig, as_json
 from gqa.uptrain.exporting import facts_of
@@ -74,7 +75,8 @@ def run(config: UptrainConfig) -> UptrainResult:
     with setup.run_dir.locked(), disk_errors(setup.plan.run_dir), memory_errors(config, setup.plan):
         trainer, start = _assemble(setup, screen, began)
         try:
-            stopped_by = trainer.train(start)
+            with attention_in_blocks(trainer.accelerator.device):
+                stopped_by = trainer.train(start)
             if trainer.accelerator.is_main_process:
                 trainer.report()
             if stopped_by:
@@ -133,11 +135,11 @@ def _learner(
 ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     """The objective and its optimizer; the teacher, if there is one, is put where they will be."""
     config, is_pair = setup.config, setup.model.config.is_encoder_decoder
-    if setup.lesson is not None and setup.lesson.teacher is not None:
+    if setup.lesson.teacher is not None:
         place_teacher(setup.lesson.teacher.model, accelerator)
     objective = objective_of(setup.model)(setup.model, autocast, setup.lesson)
     if config.compile:
-        for part in [objective] if setup.lesson is None else setup.lesson.trunks:
+        for part in setup.lesson.trunks:
             part.compile(dynamic=None if is_pair else False)  # pairs are of many lengths; a decoder's windows of one
     return objective, build_optimizer(objective, config, accelerator.device, setup.trained.kv)
 
@@ -146,7 +148,7 @@ def _speed(setup: Setup, accelerator: Accelerator, autocast: torch.dtype | None)
     """What measures the run; of encoder-decoders operations are not counted."""
     flops = peak = None
     if not setup.model.config.is_encoder_decoder:
-        teacher = setup.lesson.teacher.model if setup.lesson is not None and setup.lesson.teacher is not None else None
+        teacher = setup.lesson.teacher.model if setup.lesson.teacher is not None else None
         flops = training_flops(setup.model, setup.plan.sequence_length, teacher)
         peak = device_peak(accelerator.device, autocast or torch.float32)
     return Speed(accelerator.device, setup.plan.steps, flops, peak and peak * accelerator.num_processes)

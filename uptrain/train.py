@@ -40,7 +40,7 @@ class Trainer:
     module: nn.Module
     """The objective as accelerate prepared it: called with a batch, gives the sum of its losses."""
 
-    lesson: Lesson | None
+    lesson: Lesson
     optimizer: torch.optim.Optimizer
     samples: Samples
     validation: Validation | None
@@ -123,8 +123,7 @@ class Trainer:
         share = len(samples) // self.plan.processes
         mine = samples[self.accelerator.process_index * share :][:share]
         parts = self.samples.batch(mine).to(self.accelerator.device).micro_batches(self.plan.rows)
-        if self.lesson is not None:
-            self.lesson.attention_weight = self.config.attention_weight * (1 - index / self.plan.steps)
+        self.lesson.attention_weight = self.config.attention_weight * (1 - index / self.plan.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_multiplier", 1.0)
         total = torch.zeros((), device=self.accelerator.device)
@@ -160,7 +159,7 @@ class Trainer:
 
     def _validate_teacher(self) -> None:
         """What the teacher itself makes of the held-out text: the level that the model is to come back to."""
-        if self.validation is None or self.lesson is None or self.lesson.teacher is None:
+        if self.validation is None or self.lesson.teacher is None:
             return
         with self.lesson.judging_teacher():
             loss = self.validation.loss(self.module, self.accelerator)

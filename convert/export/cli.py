@@ -1,6 +1,7 @@
 """`gqa-export`: reads the command line, writes the file, prints what came of it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 from gqa.convert.console import EXIT_CODES, command_app, friendly_errors, progress_bar
 from gqa.convert.errors import UserError
 from gqa.convert.export.options import ExportDtype
-from gqa.convert.options import build_options
+from gqa.convert.options import COMMAND_LINE, build_options
 
 app = command_app()
 
@@ -17,7 +18,9 @@ app = command_app()
 @app.command(epilog=EXIT_CODES)
 def export_command(
     form: Annotated[str, typer.Argument(metavar="FORMAT", help="gguf.", autocompletion=lambda: ["gguf"])],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint: a llama, a qwen2 or a phi.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A checkpoint, here or on the Hub: a llama, a qwen2 or a phi.")
+    ],
     output: Annotated[Path, typer.Argument(metavar="FILE", help="What to write.")],
     dtype: Annotated[ExportDtype, typer.Option(help="Of matrices; auto keeps theirs.")] = "auto",
     pre: Annotated[
@@ -52,9 +55,11 @@ def export_command(
 def _export(given: dict[str, object], *, quiet: bool, as_json: bool) -> None:
     from gqa.convert.export.options import ExportOptions
     from gqa.convert.export.writing import export_gguf
+    from gqa.convert.source import resolve_checkpoint
     from gqa.convert.tensors import weight_files
 
-    options = build_options(ExportOptions, given, "options")
+    options = build_options(ExportOptions, given, COMMAND_LINE)
+    options = replace(options, directory=resolve_checkpoint(options.directory))
     total = sum(path.stat().st_size for path in weight_files(options.directory))
     with progress_bar(f"Writing {options.output.name}", total, quiet=quiet) as advance:
         size = export_gguf(options, advance)

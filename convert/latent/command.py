@@ -18,7 +18,7 @@ from gqa.convert.latent.making import make_layer
 from gqa.convert.latent.plan import LatentOptions, LatentPlan, plan_latent
 from gqa.convert.latent.rewrite import write_latent
 from gqa.convert.latent.target import MODEL_TYPE
-from gqa.convert.options import build_options
+from gqa.convert.options import COMMAND_LINE, build_options
 from gqa.convert.plan import ConvertOptions
 from gqa.convert.pretrained import quiet_transformers
 from gqa.convert.rewrite import beside
@@ -56,8 +56,8 @@ class LatentCommand:
         Raises:
             UserError: a value is wrong.
         """
-        asked = build_options(LatentOptions, latent, "options")
-        plain = build_options(ConvertOptions, {**options, "groups": 1, "method": "lowrank"}, "options")
+        asked = build_options(LatentOptions, latent, COMMAND_LINE)
+        plain = build_options(ConvertOptions, {**options, "groups": 1, "method": "lowrank"}, COMMAND_LINE)
         return LatentCommand(latent=asked, options=plain)
 
     def run(
@@ -82,7 +82,7 @@ class LatentCommand:
         quiet_transformers()
         damages: list[Damage] = []
         with step_bar(quiet=console.quiet) as progress:
-            plan = plan_latent(source, self.latent, self.options)
+            plan = plan_latent(source, self.latent, self.options, progress)
             _show_sizes(plan, console)
             target = output or beside(checkpoint, f"-mla{plan.shape.kv_rank}")
             if dry_run:

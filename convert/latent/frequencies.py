@@ -31,18 +31,27 @@ _REFUSED = {
 }
 
 
-def chosen_pairs(layers: Iterable[WideLayer], rotation: Rotation, rope_dim: int) -> tuple[int, ...]:
-    """The pairs of the original that the pairs of the shared key turn like, in ascending order, some of them twice.
+def gains_of_pairs(layers: Iterable[WideLayer], rotation: Rotation) -> Tensor:
+    """What each more pair at a frequency keeps of all layers' scores. [pairs, kv_heads].
 
     From the weights alone, since layers with calibration are known only one after the other.
 
     Args:
         layers: of the whole checkpoint, one at a time.
         rotation: of all of them.
-        rope_dim: components of the shared key: even, and no more than all heads' keys have.
     """
     gains = sum(_gains(layer, rotation) for layer in layers)
     assert isinstance(gains, Tensor)
+    return gains
+
+
+def chosen_pairs(gains: Tensor, rope_dim: int) -> tuple[int, ...]:
+    """The pairs of the original that the pairs of the shared key turn like, in ascending order, some of them twice.
+
+    Args:
+        gains: of every pair, see `gains_of_pairs`.
+        rope_dim: components of the shared key: even, and no more than all heads' keys have.
+    """
     best = gains.flatten().argsort(descending=True, stable=True)[: rope_dim // 2]
     return tuple(sorted(int(index) // gains.shape[1] for index in best))
 

@@ -34,7 +34,7 @@ def convert_latent(
     Raises:
         UserError: the input, the options or the output can't be used; nothing is left behind.
     """
-    plan = plan_latent(checkpoint, latent, options)
+    plan = plan_latent(checkpoint, latent, options, progress)
     write_latent(plan, output, overwrite=overwrite, advance=advance, progress=progress)
     return plan
 

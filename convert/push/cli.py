@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from gqa.convert.console import EXIT_CODES, command_app, friendly_errors, progress_bar
-from gqa.convert.options import build_options
+from gqa.convert.options import COMMAND_LINE, build_options
 from gqa.convert.push.options import CardChoice, PushOptions
 
 app = command_app()
@@ -80,7 +80,7 @@ def push_command(
             "card": card,
             "include": tuple(include or ()),
         }
-        options = build_options(PushOptions, given, "options")
+        options = build_options(PushOptions, given, COMMAND_LINE)
         _push(options, token, dry_run=dry_run, quiet=quiet or as_json, as_json=as_json)
 
 

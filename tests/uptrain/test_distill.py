@@ -21,7 +21,7 @@ from gqa.convert.plan import ConvertOptions
 from gqa.convert.provenance import read_stages
 from gqa.convert.rewrite import convert
 from gqa.eval.attentions import AttentionOutputs, attentions
-from gqa.uptrain import chunks, uptrain
+from gqa.uptrain import lesson, uptrain
 from gqa.uptrain.attention_outputs import distance
 from gqa.uptrain.batches import IGNORED, Sampler
 from gqa.uptrain.config import UptrainConfig
@@ -105,7 +105,7 @@ def train_plainly(config: UptrainConfig, teacher_path: Path, steps: int) -> tupl
 def test_it_learns_what_the_plain_loop_learns(
     configured: Configured, parent: Path, metrics_of, changes: dict[str, Any], monkeypatch
 ):
-    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 320 * 10)  # 10 tokens
+    monkeypatch.setattr(lesson, "tokens_at_once", lambda *_: 10)
     config = configured(**changes)
     result = uptrain(config)
     model, losses = train_plainly(config, parent, steps=6)
@@ -138,7 +138,7 @@ def test_chunks_change_neither_loss_nor_gradient(parent: Path, child: Path, kind
         wanted = teacher(input_ids=ids).logits.flatten(0, 1)
     whole = mixture.summed(student(input_ids=ids).logits.flatten(0, 1), wanted, labels.flatten())
     expected = torch.autograd.grad(whole, list(student.parameters()))
-    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 320 * 7)
+    monkeypatch.setattr(lesson, "tokens_at_once", lambda *_: 7)
     positions = torch.arange(30).expand(2, -1)
     loss = NextTokenLoss(student, None, Lesson(student, mixture, teacher)).train()(ids, positions, labels)
     found = torch.autograd.grad(loss, list(student.parameters()))
@@ -152,12 +152,13 @@ def test_no_tensor_is_as_large_as_all_logits(parent: Path, child: Path, monkeypa
     student, teacher = (AutoModelForCausalLM.from_pretrained(path).train() for path in (child, parent))
     ids = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(0))
     batch = ids, torch.arange(40).expand(2, -1), ids
-    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 320 * 8)
-    with _LargestTensor() as largest:
-        NextTokenLoss(student, None, Lesson(student, Mixture(), teacher)).train()(*batch).backward()
-    assert largest.logits == 8
+    monkeypatch.setattr(lesson, "tokens_at_once", lambda *_: 8)
+    for taught in (None, Lesson(student, Mixture(), teacher)):
+        with _LargestTensor() as largest:
+            NextTokenLoss(student, None, taught).train()(*batch).backward()
+        assert largest.logits == 8
     with _LargestTensor() as plain:
-        NextTokenLoss(student, None)(*batch).backward()
+        student(ids, labels=ids).loss.backward()
     assert plain.logits == 80
 
 
@@ -190,7 +191,7 @@ def test_encoder_decoders_learn_their_targets(make_encoder_decoder, model_type: 
     whole = Mixture().summed(logits, wanted, labels.flatten())
     learnt = [parameter for parameter in student.parameters() if parameter.requires_grad]
     expected = torch.autograd.grad(whole, learnt, allow_unused=True)
-    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 350 * 4)
+    monkeypatch.setattr(lesson, "tokens_at_once", lambda *_: 4)
     loss = TargetLoss(student, None, Lesson(student, Mixture(), teacher)).train()(source, mask, labels)
     torch.testing.assert_close(loss, whole, rtol=1e-5, atol=0)
     for ours, theirs in zip(torch.autograd.grad(loss, learnt, allow_unused=True), expected, strict=True):
@@ -348,13 +349,13 @@ from torch import distributed
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
-from gqa.uptrain import chunks
+from gqa.uptrain import lesson
 from gqa.uptrain.divergence import Mixture
 from gqa.uptrain.lesson import Lesson
 from gqa.uptrain.objective import NextTokenLoss
 from gqa.uptrain.teacher import shard_layers
 
-chunks.CHUNK_ELEMENTS = 320 * 7
+lesson.tokens_at_once = lambda *_: 7
 ids = torch.randint(0, 256, (2, 30), generator=torch.Generator().manual_seed(0))
 batch = ids, torch.arange(30).expand(2, -1), ids.roll(-1, 1)
 

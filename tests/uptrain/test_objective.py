@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from gqa.uptrain import chunks
+from gqa.uptrain import lesson
 from gqa.uptrain.batches import IGNORED
-from gqa.uptrain.objective import NextTokenLoss, summed_cross_entropy
+from gqa.uptrain.objective import NextTokenLoss
 
 LENGTHS = (5, 1, 9, 17)
 
@@ -54,7 +54,8 @@ def test_nor_do_they_once_the_model_is_traced_for_compilation(checkpoint: Path):
     _, input_ids, positions = packed()
     batch = input_ids, positions, input_ids
     plain, traced = NextTokenLoss(model, None), NextTokenLoss(model, None)
-    traced.compile(backend="eager", dynamic=False)
+    for trunk in traced.lesson.trunks:
+        trunk.compile(backend="eager", dynamic=False)
     torch.testing.assert_close(traced(*batch), plain(*batch), rtol=1e-6, atol=0)
 
 
@@ -80,15 +81,31 @@ def test_autocast_changes_the_arithmetic_and_not_the_weights(checkpoint: Path):
     assert {parameter.grad.dtype for parameter in model.parameters() if parameter.grad is not None} == {torch.float32}
 
 
-def test_chunks_change_neither_loss_nor_gradient(monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(50, 30, generator=generator).to(torch.bfloat16).requires_grad_()
-    labels = torch.randint(0, 30, (50,), generator=generator)
-    labels[::7] = IGNORED
-    whole = summed_cross_entropy(logits, labels)
-    (expected,) = torch.autograd.grad(whole, logits)
-    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 13 * 30)
-    parts = summed_cross_entropy(logits, labels)
-    (found,) = torch.autograd.grad(parts, logits)
-    torch.testing.assert_close(parts, whole, rtol=1e-6, atol=0)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("twice", [True, False])
+@pytest.mark.parametrize(("autocast", "most"), [(None, 1e-6), (torch.bfloat16, 1e-2)])
+def test_chunks_change_neither_loss_nor_gradient(make_checkpoint, monkeypatch, tied: bool, twice: bool, autocast, most):
+    """Of all parameters, against all logits at once; in bf16 the parts of a sum are rounded one by one."""
+    model = AutoModelForCausalLM.from_pretrained(make_checkpoint(tie_word_embeddings=tied)).train()
+    _, input_ids, positions = packed()
+    labels = input_ids.roll(-1).masked_fill(torch.arange(input_ids.shape[1]) % 7 == 0, IGNORED)
+    with torch.autocast("cpu", autocast, enabled=autocast is not None):
+        logits = model(input_ids=input_ids, position_ids=positions, use_cache=False).logits[0]
+    whole = torch.nn.functional.cross_entropy(logits.float(), labels[0], reduction="sum", ignore_index=IGNORED)
+    expected = torch.autograd.grad(whole, list(model.parameters()))
+    monkeypatch.setattr(lesson, "tokens_at_once", lambda *_: 13)
+    learnt = lesson.Lesson(model)
+    learnt.computes_twice = twice
+    loss = NextTokenLoss(model, autocast, learnt).train()(input_ids, positions, labels)
+    torch.testing.assert_close(loss, whole, rtol=most, atol=0)
+    for ours, theirs in zip(torch.autograd.grad(loss / 4, list(model.parameters())), expected, strict=True):
+        assert (4 * ours - theirs).abs().max() <= most * theirs.abs().max()
+
+
+def test_what_is_frozen_gets_no_gradient(checkpoint: Path):
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint).train()
+    model.lm_head.weight.requires_grad_(False)
+    _, input_ids, positions = packed()
+    NextTokenLoss(model, None)(input_ids, positions, input_ids).backward()
+    assert model.lm_head.weight.grad is None
+    assert all(parameter.grad is not None for parameter in model.model.parameters())

@@ -12,7 +12,7 @@ from gqa.convert.calibration import CalibrationOptions
 from gqa.convert.cli import app
 from gqa.convert.family import all_families
 from gqa.convert.latent.making import make_layer, stored_tensors
-from gqa.convert.latent.plan import LatentOptions
+from gqa.convert.latent.plan import LatentOptions, plan_latent
 from gqa.convert.latent.rewrite import convert_latent
 from gqa.convert.latent.sources import HELD, _of_family
 from gqa.convert.layerfit import FitOptions
@@ -196,6 +196,29 @@ def test_every_other_family_has_a_reason():
 def test_a_budget_is_never_exceeded():
     for cached in (64, 512, 8192):
         for share in (0.5, 0.25, 0.125, 0.07):
-            rank, rope = LatentOptions(kv_budget=share).sizes(cached, 32)
-            assert rank % 2 == rope % 2 == 0
-            assert share * cached - 2 < rank + rope <= share * cached
+            for rank, rope in LatentOptions(kv_budget=share).divisions(cached, 32):
+                assert rank % 2 == rope % 2 == 0
+                assert share * cached - 2 < rank + rope <= share * cached
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25])
+def test_a_budget_is_divided_as_is_predicted_to_lose_least(small, share):
+    """Of all divisions on offer; both layers are looked at, so the forecast says the same of each."""
+
+    def lost(latent: LatentOptions) -> float:
+        plan = plan_latent(small, latent, PLAIN)
+        return sum(make_layer(plan, layer)[1].total for layer in range(2))
+
+    cached = 2 * 4 * 8
+    found = {
+        rope: lost(LatentOptions(kv_rank=rank, rope_dim=rope))
+        for rank, rope in LatentOptions(kv_budget=share).divisions(cached, 8)
+    }
+    chosen = plan_latent(small, LatentOptions(kv_budget=share), PLAIN).shape.rope_dim
+    assert len(found) > 1
+    assert found[chosen] == min(found.values())
+
+
+def test_who_names_the_rotary_key_gets_it(small):
+    assert plan_latent(small, LatentOptions(kv_budget=0.5, rope_dim=4), PLAIN).shape.rope_dim == 4
+    assert plan_latent(small, LatentOptions(kv_rank=10), PLAIN).shape.rope_dim == 8

@@ -8,7 +8,7 @@ from transformers.models.youtu.modeling_youtu import YoutuRotaryEmbedding
 from gqa.convert.algebra import root_and_inverse
 from gqa.convert.keys import head_weights
 from gqa.convert.latent.factors import Factors, _latent, _several, _still, factored
-from gqa.convert.latent.frequencies import chosen_pairs, rope_settings
+from gqa.convert.latent.frequencies import chosen_pairs, gains_of_pairs, rope_settings
 from gqa.convert.moments import Moments
 from gqa.convert.positions import Rotation
 from gqa.convert.scores import commuting, mean_turn
@@ -112,9 +112,9 @@ def test_damage_falls_with_the_rank_to_what_still_keys_can_not_do(layers_of, che
 
 def test_pairs_go_where_nothing_else_can_stand_in():
     still = Rotation(angles=torch.tensor([1.0, 0.2, 0.0, 0.0]).double(), order=torch.arange(DIM), context=64)
-    assert chosen_pairs([layer()], still, 8) in {(0, 0, 1, 1), (0, 0, 0, 1), (0, 1, 1, 1)}
+    assert chosen_pairs(gains_of_pairs([layer()], still), 8) in {(0, 0, 1, 1), (0, 0, 0, 1), (0, 1, 1, 1)}
     assert mean_turn(still).abs()[2:].tolist() == pytest.approx([1, 1])
-    assert chosen_pairs([layer()], ROTATION, 2 * 4 * HEADS) == tuple(sorted(ALL * HEADS))
+    assert chosen_pairs(gains_of_pairs([layer()], ROTATION), 2 * 4 * HEADS) == tuple(sorted(ALL * HEADS))
 
 
 @pytest.mark.parametrize("pairs", [(0, 0, 1, 3), (1,), ALL])

@@ -1,0 +1,91 @@
+"""Attention by blocks, against transformers' own over the whole mask."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from gqa.uptrain import attention_blocks
+from gqa.uptrain.attention_blocks import attention_in_blocks
+
+CPU = torch.device("cpu")
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 5},
+    "gemma3_text": {"sliding_window": 4, "head_dim": 8, "num_key_value_heads": 1},
+}
+
+
+@pytest.fixture
+def keys_seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many keys each call of the kernel is given, for blocks of 8 queries."""
+    monkeypatch.setattr(attention_blocks, "BLOCK", 8)
+    own, seen = attention_blocks.sdpa_attention_forward, []
+
+    def watched(module: Any, query: Any, key: torch.Tensor, *more: Any, **how: Any) -> Any:
+        seen.append(key.shape[2])
+        return own(module, query, key, *more, **how)
+
+    monkeypatch.setattr(attention_blocks, "sdpa_attention_forward", watched)
+    return seen
+
+
+def states_and_gradients(model: Any, **inputs: Any) -> list[torch.Tensor]:
+    logits = model(**inputs, use_cache=False).logits
+    return [logits, *torch.autograd.grad(logits.square().mean(), list(model.parameters()))]
+
+
+POSITIONS = {
+    "one document": [torch.arange(30), torch.arange(30)],
+    "several": [torch.cat([torch.arange(count) for count in counts]) for counts in ((3, 20, 7), (17, 13))],
+}
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_it_is_the_same_attention(make_checkpoint: Callable[..., Path], model_type: str, positions: str, keys_seen):
+    model: Any = AutoModelForCausalLM.from_pretrained(make_checkpoint(model_type, **FAMILIES[model_type]))
+    ids = torch.randint(0, 256, (2, 30), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ids, "position_ids": torch.stack(POSITIONS[positions]), "attention_mask": None}
+    expected = states_and_gradients(model, **inputs)
+    with attention_in_blocks(CPU):
+        found = states_and_gradients(model, **inputs)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert len(keys_seen) == 2 * 4 * model.config.num_hidden_layers
+    assert sum(keys_seen) < 30 * len(keys_seen)
+
+
+def test_keys_that_a_block_does_not_see_are_left_out(make_checkpoint: Callable[..., Path], keys_seen: list[int]):
+    model: Any = AutoModelForCausalLM.from_pretrained(make_checkpoint(num_hidden_layers=1))
+    with attention_in_blocks(CPU):
+        model(input_ids=torch.zeros((1, 30), dtype=torch.int64), use_cache=False)
+        assert keys_seen == [8, 16, 24, 30]
+        positions = torch.cat([torch.arange(16), torch.arange(14)])[None]
+        model(input_ids=torch.zeros((1, 30), dtype=torch.int64), position_ids=positions, use_cache=False)
+    assert keys_seen[4:] == [8, 16, 8, 14]
+
+
+def test_what_is_not_causal_is_left_alone(make_encoder_decoder: Callable[..., Path], keys_seen: list[int]):
+    """The encoder sees all; the decoder of as many tokens sees the encoder's."""
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make_encoder_decoder("bart")).eval()
+    ids = torch.randint(5, 200, (2, 20), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 12:] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids.flip(1)}
+    expected = model(**inputs, use_cache=False).logits
+    with attention_in_blocks(CPU):
+        torch.testing.assert_close(model(**inputs, use_cache=False).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_afterwards_and_on_other_devices_all_is_as_before():
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    with attention_in_blocks(torch.device("cuda")):
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+    with attention_in_blocks(CPU):
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before

@@ -1,0 +1,81 @@
+"""Attention on a CPU by blocks of queries, each with the keys alone that its mask lets it see.
+
+torch's kernel for CPUs computes with every key that a mask hides, too. Packed documents, windows and causality itself
+hide more than half of them. What is computed of the rest is transformers' own sdpa attention, which stands in for any
+mask that this has no use for.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+BLOCK = 128
+"""Queries, and the unit in which keys are left out."""
+
+
+@contextmanager
+def attention_in_blocks(device: torch.device) -> Iterator[None]:
+    """While it lasts, models on a CPU that use sdpa use it so."""
+    if device.type != "cpu":
+        yield
+        return
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = sdpa_in_blocks
+    try:
+        yield
+    finally:
+        del ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+
+def sdpa_in_blocks(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **how: Any,
+) -> tuple[torch.Tensor, None]:
+    """As `sdpa_attention_forward`: queries [rows, heads, length, head_dim] -> [rows, length, heads, head_dim]."""
+    mask = _mask(module, query, key, attention_mask, how)
+    if mask is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **how)
+    keys, values = ([row.split(BLOCK, dim=2) for row in tensor.split(1)] for tensor in (key, value))
+    rows = [
+        torch.cat([
+            sdpa_attention_forward(
+                module, some, torch.cat(keys[row][low:high], 2), torch.cat(values[row][low:high], 2), seen, **how
+            )[0]
+            for some, (low, high, seen) in zip(part.split(BLOCK, dim=2), _seen(mask[row % len(mask)]), strict=True)
+        ], dim=1)
+        for row, part in enumerate(query.split(1))
+    ]  # fmt: skip
+    return torch.cat(rows), None
+
+
+def _mask(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, how: dict[str, Any]
+) -> torch.Tensor | None:
+    """Who sees whom, [rows or 1, 1, length, length]; None where blocks would gain nothing, or know too little."""
+    length = query.shape[2]
+    if length <= BLOCK or length != key.shape[2] or how.get("position_bias") is not None:
+        return None
+    if torch.compiler.is_compiling():
+        return None
+    if mask is not None:
+        return mask if mask.dtype == torch.bool and mask.ndim == 4 and mask.shape[1:] == (1, length, length) else None
+    is_causal = how.get("is_causal")
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        return None
+    return torch.ones((1, 1, length, length), dtype=torch.bool).tril()
+
+
+def _seen(mask: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """For every block of queries the first and the last block of keys that it sees, and its mask of these."""
+    for part in mask[None].split(BLOCK, dim=2):
+        columns = part.any(dim=2).flatten().nonzero()
+        low, high = int(columns[0]) // BLOCK, int(columns[-1]) // BLOCK + 1
+        yield low, high, part[..., low * BLOCK : high * BLOCK]
