@@ -21,6 +21,7 @@ from torch import nn
 
 from gqa.convert.directory import disk_errors, sync_tree
 from gqa.convert.errors import UserError
+from gqa.uptrain.zero import is_zero, restore, state_of
 
 _MARKER = "complete.json"
 
@@ -34,6 +35,8 @@ class Checkpoints:
     accelerator: Accelerator
     module: nn.Module
     optimizer: torch.optim.Optimizer
+    groups: list[list[str]]
+    """The names of the parameters in every group of the optimizer."""
 
     def save(self, step: int, best: int | None = None) -> Path:
         """Write the checkpoint of `step`, then delete all but the newest `keep` and that of the step `best`.
@@ -72,6 +75,9 @@ class Checkpoints:
         state = self._state()
         with without_warnings():
             dcp.load(state, checkpoint_id=checkpoint)
+            if is_zero(self.accelerator):
+                restore(self.module, self.optimizer, state)
+                return
             set_state_dict(
                 self.module, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
             )
@@ -80,6 +86,8 @@ class Checkpoints:
         from torch.distributed.checkpoint.state_dict import get_state_dict
 
         with without_warnings():
+            if is_zero(self.accelerator):
+                return state_of(self.module, self.optimizer, self.groups)
             model, optimizer = get_state_dict(self.module, self.optimizer)
         return {"model": model, "optimizer": optimizer}
 

@@ -28,7 +28,7 @@ export_app = command_app()
 _LAUNCH: dict[str, Any] = {
     "accelerate_config": Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Start on every GPU of this machine: ddp, fsdp2, or a file."),
+        typer.Option(metavar="NAME", help="Start on every GPU of this machine: ddp, fsdp2, zero3, or a file."),
     ],
     "print_launch": Annotated[
         bool | None,

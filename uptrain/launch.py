@@ -15,10 +15,6 @@ from gqa.convert.errors import UserError, did_you_mean
 
 FOLDER = Path(__file__).parent / "accelerate"
 _PORT = 29500
-NO_DEEPSPEED = (
-    "a run under DeepSpeed could not be saved so that any number of processes resumes it, nor leave out steps; "
-    "take --accelerate-config fsdp2, which spreads weights, gradients and optimizer as ZeRO-3 does"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +44,6 @@ class Launch:
         names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
         if self.config in names:
             return FOLDER / f"{self.config}.yaml"
-        if self.config == "zero3":
-            raise UserError(NO_DEEPSPEED)
         path = Path(self.config).expanduser()
         if not path.is_file():
             meant = did_you_mean(self.config, names)

@@ -115,7 +115,7 @@ def advice(config: UptrainConfig, rows: int) -> str:
 
 def shards() -> bool:
     """Whether the launcher was told to spread weights over the processes."""
-    return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
+    return any(parse_flag_from_env(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED"))
 
 
 def _weights(checkpoint: Path) -> float:

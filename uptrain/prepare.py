@@ -21,7 +21,6 @@ from gqa.uptrain.data import Data, Opener
 from gqa.uptrain.divergence import Mixture
 from gqa.uptrain.draws import drawing_of, offline
 from gqa.uptrain.export import Export, plan_export
-from gqa.uptrain.launch import NO_DEEPSPEED
 from gqa.uptrain.lesson import Lesson
 from gqa.uptrain.memory import advice, estimate_memory, in_units, memory_here
 from gqa.uptrain.model import device_of_run, load_model, on_cpu, teacher_type
@@ -139,7 +138,10 @@ def _check_places(config: UptrainConfig, plan: Plan, checkpoint: Path, teacher: 
 
 def _check_installed(config: UptrainConfig) -> None:
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        raise UserError(NO_DEEPSPEED)
+        if find_spec("deepspeed") is None:
+            raise UserError("DeepSpeed is not installed; pip install 'gqa[deepspeed]', or take fsdp2 in its place")
+        if config.compile:
+            raise UserError("compile and DeepSpeed don't go together here; leave out one of them, or take fsdp2")
     if config.compile and on_cpu() and not which(os.environ.get("CXX", "g++")):
         raise UserError("compile needs a C++ compiler, and there is none; install g++, or leave compile out")
     for name in config.trackers:

@@ -32,9 +32,11 @@ from gqa.uptrain.saved import SavedWeights
 from gqa.uptrain.screen import Screen
 from gqa.uptrain.signals import TIME_IS_UP
 from gqa.uptrain.speed import Speed
+from gqa.uptrain.stepping import Stepping
 from gqa.uptrain.teacher import place_teacher
 from gqa.uptrain.train import Trainer
 from gqa.uptrain.watch import Watch
+from gqa.uptrain.zero import ZeroStepping, configure, is_zero, names_of_groups
 
 _PATIENCE = timedelta(hours=2)
 """How long processes wait for one that writes a checkpoint."""
@@ -83,8 +85,8 @@ def run(config: UptrainConfig) -> UptrainResult:
                 raise _stopped(stopped_by, setup.run_dir, screen)
             result = _finish(setup, trainer)
         finally:
+            trainer.accelerator.free_memory()  # before the processes part, which DeepSpeed's engine can't do without
             trainer.accelerator.end_training()
-            trainer.accelerator.free_memory()
     screen.note(f"The trained checkpoint is in {result.output}")
     return result
 
@@ -93,14 +95,19 @@ def _assemble(setup: Setup, screen: Screen, began: float) -> tuple[Trainer, int]
     """The trainer, restored if the run goes on, and the step it starts from."""
     config, plan, run_dir = setup.config, setup.plan, setup.run_dir
     accelerator = _accelerator(config, run_dir)
+    if is_zero(accelerator):
+        configure(accelerator, config.clip, plan.rows)
+        setup.lesson.computes_twice = True  # ZeRO-3 has no weights between a chunk and the backward pass
     autocast = autocast_type(config.precision, accelerator.device)
-    module, optimizer = accelerator.prepare(*_learner(setup, accelerator, autocast))
+    learner = _learner(setup, accelerator, autocast)
+    groups = names_of_groups(*learner)
+    module, optimizer = accelerator.prepare(*learner)
     samples = setup.data.samples
     if config.find_batch and not must_estimate():
         plan = tried_rows(plan, accelerator, module, optimizer, samples)
         setup = replace(setup, plan=plan)
     resumed = _begin(setup, accelerator)
-    checkpoints = Checkpoints(run_dir.checkpoints, config.keep_checkpoints, accelerator, module, optimizer)
+    checkpoints = Checkpoints(run_dir.checkpoints, config.keep_checkpoints, accelerator, module, optimizer, groups)
     metrics = Metrics(run_dir.metrics, accelerator, samples.tokens_before, _speed(setup, accelerator, autocast))
     guard, watch = Guard(config.spike_sigmas, accelerator.device), Watch(config.patience)
     start = step_of(resumed) if resumed else 0
@@ -117,6 +124,9 @@ def _assemble(setup: Setup, screen: Screen, began: float) -> tuple[Trainer, int]
         module=module,
         lesson=setup.lesson,
         optimizer=optimizer,
+        stepping=(ZeroStepping if is_zero(accelerator) else Stepping)(
+            accelerator=accelerator, module=module, optimizer=optimizer, clip=config.clip
+        ),
         samples=samples,
         validation=setup.data.validation and replace(setup.data.validation, rows=plan.rows),
         checkpoints=checkpoints,

@@ -202,7 +202,7 @@ def _check_attentions(teacher: "PreTrainedModel", student: "PreTrainedModel", pa
 
 def place_teacher(teacher: nn.Module, accelerator: Accelerator) -> None:
     """Put the teacher on the device; where the model is sharded, shard the teacher's layers too, each on its own."""
-    if accelerator.distributed_type != DistributedType.FSDP:
+    if accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         teacher.to(accelerator.device)
         return
     shard_layers(teacher)

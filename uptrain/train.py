@@ -2,28 +2,27 @@
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import isfinite
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from gqa.convert.errors import UserError
 from gqa.uptrain.batches import Samples
 from gqa.uptrain.checkpoints import Checkpoints
 from gqa.uptrain.config import UptrainConfig
-from gqa.uptrain.guard import Guard, step_unless
+from gqa.uptrain.guard import Guard
 from gqa.uptrain.lesson import Lesson
 from gqa.uptrain.metrics import Metrics
 from gqa.uptrain.plan import Plan
 from gqa.uptrain.schedule import learning_rate
 from gqa.uptrain.screen import Screen
 from gqa.uptrain.signals import StopRequest
+from gqa.uptrain.stepping import Stepping
 from gqa.uptrain.validate import Validation
 from gqa.uptrain.watch import Watch
 
@@ -42,6 +41,7 @@ class Trainer:
 
     lesson: Lesson
     optimizer: torch.optim.Optimizer
+    stepping: Stepping
     samples: Samples
     validation: Validation | None
     checkpoints: Checkpoints
@@ -128,18 +128,15 @@ class Trainer:
             group["lr"] = rate * group.get("lr_multiplier", 1.0)
         total = torch.zeros((), device=self.accelerator.device)
         for number, part in enumerate(parts, start=1):
-            with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.module):
+            with self.stepping.part(is_last=number == len(parts)):
                 loss = self.module(*part) / targets
-                self.accelerator.backward(loss * self.plan.processes)
+                self.stepping.backward(loss * self.plan.processes)
             total += loss.detach()
-        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip or inf)
-        assert norm is not None
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = self.stepping.clipped_norm()
         total = self.accelerator.reduce(total, "sum")
         assert isinstance(total, torch.Tensor)
         left_out = self.guard.judge(total, norm)
-        step_unless(left_out, self.optimizer)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.stepping.step_unless(left_out)
         return total, norm, left_out
 
     def _validate(self, step: int) -> None:

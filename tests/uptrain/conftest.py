@@ -15,6 +15,8 @@ from clock import without_clock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from gqa.convert.plan import ConvertOptions
+from gqa.convert.rewrite import convert
 from gqa.uptrain.config import UptrainConfig
 
 EOS = 256
@@ -60,6 +62,19 @@ def make_checkpoint(make_checkpoint: Callable[..., Path], tokenizer: PreTrainedT
 def checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
     """Read-only: a test that changes a checkpoint makes its own."""
     return make_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def parent(make_checkpoint) -> Path:
+    return make_checkpoint(name="parent", num_key_value_heads=4, seed=3)
+
+
+@pytest.fixture(scope="session")
+def child(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The parent after conversion: its gqa.json knows where it is from."""
+    output = tmp_path_factory.mktemp("child") / "child"
+    convert(parent, output, ConvertOptions(groups=2))
+    return output
 
 
 @pytest.fixture(scope="session")

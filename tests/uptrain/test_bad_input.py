@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from traceback import StackSummary
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from gqa.convert.errors import UserError
 from gqa.uptrain import uptrain
 from gqa.uptrain.cli import app
 from gqa.uptrain.config import UptrainConfig
+from gqa.uptrain.zero import configure
 
 Configured = Callable[..., UptrainConfig]
 
@@ -171,7 +173,21 @@ def test_a_tracker_that_is_not_installed(configured: Configured, monkeypatch):
 
 def test_deepspeed(configured: Configured, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    assert "take --accelerate-config fsdp2, which spreads weights" in refused(configured())
+    monkeypatch.setattr("gqa.uptrain.prepare.find_spec", {"deepspeed": "here"}.get)
+    assert "compile and DeepSpeed don't go together" in refused(configured(compile=True))
+    monkeypatch.setattr("gqa.uptrain.prepare.find_spec", {}.get)
+    assert "DeepSpeed is not installed; pip install 'gqa[deepspeed]'" in refused(configured())
+
+
+@pytest.mark.parametrize(
+    ("zero", "said"),
+    [({"stage": 2}, "says stage 2;"), ({"stage": 3, "offload_param": {"device": "cpu"}}, "stage 3 with offloading;")],
+)
+def test_another_deepspeed_than_zero3(zero: dict[str, Any], said: str):
+    plugin = SimpleNamespace(deepspeed_config={"zero_optimization": zero})
+    accelerator: Any = SimpleNamespace(deepspeed_plugin=plugin)
+    with pytest.raises(UserError, match=said):
+        configure(accelerator, 1.0, 4)
 
 
 def test_no_compiler(configured: Configured, monkeypatch):

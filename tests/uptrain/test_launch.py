@@ -29,7 +29,9 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch):
     return arguments
 
 
-@pytest.mark.parametrize(("name", "strategy"), [("ddp", "multi_gpu"), ("fsdp2", "use_fsdp")])
+@pytest.mark.parametrize(
+    ("name", "strategy"), [("ddp", "multi_gpu"), ("fsdp2", "use_fsdp"), ("zero3", "use_deepspeed")]
+)
 @pytest.mark.parametrize("nodes", [1, 3])
 def test_accelerate_understands_every_line(name: str, strategy: str, nodes: int, monkeypatch: pytest.MonkeyPatch):
     words = ["--accelerate-config", name, "--nodes", str(nodes), "--gpus-per-node", "4"]
@@ -42,6 +44,8 @@ def test_accelerate_understands_every_line(name: str, strategy: str, nodes: int,
     if nodes > 1:
         assert (found.num_machines, int(found.machine_rank)) == (3, 1)
         assert (found.main_process_ip, int(found.main_process_port)) == ("10.0.0.1", 29500)
+    if name == "zero3":
+        assert (int(found.zero_stage), found.offload_optimizer_device, found.zero3_init_flag) == (3, "none", "false")
     if name == "fsdp2":
         assert (int(found.fsdp_version), found.fsdp_state_dict_type) == (2, "SHARDED_STATE_DICT")
         assert found.fsdp_auto_wrap_policy == "TRANSFORMER_BASED_WRAP"
@@ -71,7 +75,6 @@ def test_the_default_is_ddp():
     [
         (["--print-launch", "--accelerate-config", "fsdp3", "--gpus-per-node", "8"], "did you mean 'fsdp2'"),
         (["--print-launch", "--nodes", "0", "--gpus-per-node", "8"], "nodes must be at least 1, got 0"),
-        (["--print-launch", "--accelerate-config", "zero3", "--gpus-per-node", "8"], "take --accelerate-config fsdp2"),
         (["--nodes", "2"], "are for --accelerate-config and --print-launch"),
         (["--accelerate-config", "ddp", "--nodes", "2", "--gpus-per-node", "8"], "can't be started from here"),
         (["--print-launch", "--max-steps", "0", "--gpus-per-node", "8"], "max_steps must be above 0"),

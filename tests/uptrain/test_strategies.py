@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,34 @@ gqa.uptrain.run.Accelerator = Sharding
 """
 """Makes accelerate shard on CPUs what its FSDP2 plugin shards on GPUs, and makes sure that it did."""
 
-STRATEGIES = {"ddp": "", "fsdp2": SHARD}
+ZERO = """
+import os
+os.environ["DS_ACCELERATOR"] = "cpu"
+import deepspeed
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # is faster than gloo, but takes a minute to compile
+from accelerate import Accelerator
+from accelerate.utils import DeepSpeedPlugin, DistributedType
+import gqa.uptrain.run
+class Sharding(Accelerator):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.state.distributed_type = DistributedType.DEEPSPEED
+        plugin = DeepSpeedPlugin(zero_stage=3, zero3_init_flag=False)
+        plugin.select(_from_accelerator_state=True)
+        self.state.deepspeed_plugins = {"default": plugin}
+        self.deepspeed_engine_wrapped = None
+    def prepare(self, *items):
+        module, optimizer = self._prepare_deepspeed(*items)
+        self.state.distributed_type = DistributedType.DEEPSPEED  # which a state made on the way has set back
+        assert type(optimizer.optimizer).__name__ == "DeepSpeedZeroOptimizer_Stage3"
+        assert all(item.ds_tensor.numel() < item.ds_numel for item in module.parameters())
+        return module, optimizer
+gqa.uptrain.run.Accelerator = Sharding
+"""
+"""The same for DeepSpeed."""
+
+without_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+STRATEGIES = {"ddp": "", "fsdp2": SHARD, "zero3": ZERO}
 
 
 def agree(lines: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
@@ -56,7 +84,7 @@ def agree(lines: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
         assert line == pytest.approx(other, rel=1e-4)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", pytest.param("zero3", marks=without_deepspeed)])
 def test_a_run_goes_on_with_another_number_of_processes(
     strategy: str, configured: Configured, flags: list[str], finish, metrics_of, tmp_path: Path
 ):
@@ -107,7 +135,7 @@ def equal_weights(one: Path, other: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
-@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", pytest.param("zero3", marks=without_deepspeed)])
 def test_gpus_launched_by_name_learn_the_same(
     name: str, flags: list[str], configured: Configured, metrics_of, tmp_path: Path
 ):
