@@ -9,6 +9,7 @@ rounds in one process, so that what else the machine does hits all alike; ratios
     python benchmarks/eval_throughput.py CHECKPOINT --data HELDOUT.jsonl --vocabulary 131072   # random, a wide head
     python benchmarks/eval_throughput.py CHECKPOINT --data HELDOUT.jsonl --max-length 1024 --stride 512
     python benchmarks/eval_throughput.py CHECKPOINT --data HELDOUT.jsonl --paragraphs    # short texts of all lengths
+    python benchmarks/eval_throughput.py CHECKPOINT --data HELDOUT.jsonl --dtype auto    # as it comes by default
 
 The documentation's loop (https://huggingface.co/docs/transformers/perplexity) takes one document after another, window
 by window, and keeps all logits of one; the harness goes batch by batch, and keeps all of a batch and their log-softmax.
@@ -33,6 +34,7 @@ from rich.progress import track
 from rich.table import Table
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from gqa.convert.precision import is_fast
 from gqa.eval.halves import Halves
 from gqa.eval.model import load_model
 from gqa.eval.options import EvalOptions
@@ -53,7 +55,9 @@ def main(
     paragraphs: Annotated[bool, typer.Option("--paragraphs", help="Make every paragraph a document.")] = False,
     batch_size: Annotated[int, typer.Option(help="The harness' windows per pass; ours chooses its own.")] = 8,
     rounds: Annotated[int, typer.Option(help="How often each goes.")] = 3,
-    dtype: Annotated[str, typer.Option(help="Of the model.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="Of the model; auto: what it is stored in, and ours where that is slow in float32.")
+    ] = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Measure the three in turn, check that they agree, and print the table."""
@@ -62,13 +66,16 @@ def main(
         model = load_model(checkpoint, dtype=dtype, device=device)
     else:
         model = random_model(vocabulary).to(device, getattr(torch, dtype)).eval()
-    model.config.max_position_embeddings = max(max_length, model.config.max_position_embeddings)
+    fast = is_fast(model.dtype, model.device)
+    mine = model if fast or dtype != "auto" else load_model(checkpoint, dtype="float32", device=device)
+    for each in (model, mine):
+        each.config.max_position_embeddings = max(max_length, each.config.max_position_embeddings)
     stride = stride or max_length
     with tempfile.TemporaryDirectory() as folder:
         source = split(data, Path(folder) / "paragraphs.jsonl") if paragraphs else data
         material = read(tokenizer, source, max_length, stride, max_tokens)
     ways: dict[str, Way] = {
-        "gqa-eval": lambda: ours(model, material),
+        "gqa-eval": lambda: ours(mine, material),
         "documentation's loop": lambda: documentation(model, material, max_length, stride),
     }
     if stride == max_length:

@@ -99,22 +99,30 @@ def table(results: dict[str, Result]) -> str:
 
 
 def plot(results: dict[str, Result], path: Path) -> None:
-    """NLL gap against cache bytes, a line for each kind of cache and each fit."""
+    """NLL gap against cache bytes, a line for each kind of cache and each fit; of several divisions the best."""
+    import matplotlib
     from matplotlib.figure import Figure
 
-    lines: dict[str, list[tuple[float, float]]] = {}
+    matplotlib.rcParams |= {"svg.hashsalt": "gqa", "svg.fonttype": "none", "font.size": 11}
+    lines: dict[str, dict[float, float]] = {}
     for key, result in results.items():
         case = Case(**json.loads(key))
-        if case.rope_dim is None:
-            label = f"{case.kind}, " + (f"fit on {case.tokens:,} tokens" if case.tokens else "no data")
-            lines.setdefault(label, []).append((result["bytes"], result["gaps"][str(case.window)]))
+        kind = "grouped-query" if case.kind == "gqa" else "latent"
+        label = f"{kind}, " + (f"fit on {case.tokens:,} tokens" if case.tokens else "no data")
+        best, gap = lines.setdefault(label, {}), result["gaps"][str(case.window)]
+        best[result["bytes"]] = min(gap, best.get(result["bytes"], gap))
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for label, points in lines.items():
-        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
+        axes.plot(*zip(*sorted(points.items()), strict=True), marker="o", label=label)
     axes.set(xscale="log", yscale="log", xlabel="KV-cache bytes a token (float32)", ylabel="NLL above the original")
-    axes.legend()
-    figure.savefig(path)
+    sizes = sorted({size for points in lines.values() for size in points})
+    axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
+    axes.set_xticks([], minor=True)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def main(

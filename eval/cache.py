@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gqa.convert.precision import dtype_name
 from gqa.convert.pretrained import hears
+from gqa.eval.document import AttentionKind
 
 if TYPE_CHECKING:
     import torch
@@ -164,6 +165,16 @@ def num_kv_heads(config: "PreTrainedConfig") -> int:
         if getattr(config, key, None):
             return getattr(config, key)
     return config.num_attention_heads
+
+
+def attention_kind(config: "PreTrainedConfig") -> AttentionKind:
+    """What the heads of an attention layer share."""
+    if _latent(config):
+        return "latent"
+    heads = num_kv_heads(config)
+    if heads == config.num_attention_heads:
+        return "multi-head"
+    return "multi-query" if heads == 1 else "grouped-query"
 
 
 def _latent(config: Any) -> bool:

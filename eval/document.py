@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 FORMAT = 2
 READABLE = (1, 2)
 
+AttentionKind = Literal["multi-head", "grouped-query", "multi-query", "latent"]
+
 
 class _Part(BaseModel):
     """A frozen object of the document; keys that a later version may add are left aside."""
@@ -249,8 +251,10 @@ class Checkpoint(_Part):
     path: str
     fingerprint: str
     model_type: str | None = None
+    attention: AttentionKind | None = None
     num_heads: int | None = None
     num_kv_heads: int
+    """Of latent attention 1: the latent that all query heads read."""
     parameters: int
     weight_bytes: int
     dtype: str

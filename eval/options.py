@@ -73,7 +73,8 @@ class EvalOptions:
     """Decides which spans are corrupted, where that is how an encoder-decoder is scored."""
 
     batch_size: int | None = None
-    """Windows per forward pass. None: as many as have 1,024 tokens together, on an accelerator 16,384."""
+    """Windows per forward pass. None: as many as have 1,024 tokens together, on an accelerator 16,384.
+    Of small models several passes go at once on a CPU, a core each."""
 
     dtype: Dtype = "auto"
     """The precision the model computes in. `auto`: the one the checkpoint is stored in; on a CPU without products in

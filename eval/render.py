@@ -8,6 +8,7 @@ from gqa.eval.words import nbytes, perplexity, scaled, with_error
 
 HEADINGS = (
     "checkpoint",
+    "KV heads",
     "perplexity",
     "NLL ± s.e.",
     "ratio ± s.e.",
@@ -23,6 +24,7 @@ def table_cells(document: Document) -> list[tuple[str, ...]]:
     return [
         (
             row.label,
+            "MLA" if row.attention == "latent" else str(row.num_kv_heads),
             perplexity(row.perplexity),
             with_error(row.nll, row.nll_standard_error, 4),
             "1" if row is document.first else with_error(row.perplexity_ratio, ratio_error(row), 3),

@@ -23,7 +23,7 @@ report.json is one object, `gqa.eval.document.Document`; `report.schema.json` be
   `continuations` of prompts; `layers`: attention beside the first checkpoint's (`gqa.eval.diagnose`);
   `speed`: for every batch and context seconds of `prefill` and of a `decode` step, and what bounds them
   (`gqa.eval.speed.measure`); what was not asked for is empty or null;
-  `label`, `path`, `fingerprint`, `model_type`, `num_heads`, `num_kv_heads`, `parameters`, `weight_bytes`,
+  `label`, `path`, `fingerprint`, `model_type`, `attention`, `num_heads`, `num_kv_heads`, `parameters`, `weight_bytes`,
   `stored_dtype`, `dtype` (what it was computed in), `scoring_seconds`.
   A number that is infinite or unknown is null.
 """

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gqa.convert.precision import dtype_name
-from gqa.eval.cache import CacheSize, decoder_config
+from gqa.eval.cache import CacheSize, attention_kind, decoder_config
 from gqa.eval.contexts import Context, Windows, by_window
 from gqa.eval.continuations import Continuation
 from gqa.eval.diagnose import Layer
@@ -107,6 +107,7 @@ class Row:
             "path": str(self.subject.path),
             "fingerprint": result.fingerprint,
             "model_type": self.subject.config.model_type,
+            "attention": attention_kind(decoder_config(self.subject.config)),
             "num_heads": self.num_heads,
             "num_kv_heads": cache.num_kv_heads,
             "parameters": result.parameters,

@@ -63,7 +63,8 @@ def score(
     """
     size = len(material.position)
     nlls, kl, same_top = (np.zeros(size) for _ in range(3))
-    workers = choose_workers(halves.model, len(batches))
+    longest = len(batches[0]) * (int(material.position.max()) + 1) if batches else 0
+    workers = choose_workers(halves.model, batches=len(batches), tokens=longest)
     items = ((batch, None if first is None else first.next()) for batch in batches)
     scored = workers.map(partial(_score_batch, material), items, lambda: _twins(halves, first, workers))
     for batch, (found, scores) in zip(batches, scored, strict=True):

@@ -63,7 +63,7 @@ def _table(document: Document, *, narrow: bool = False) -> "Table":
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for index, heading in enumerate(HEADINGS):
-        text = heading.replace(" ±", "\n±").replace("/", "/\n") if narrow else heading
+        text = heading.replace(" ±", "\n±").replace("/", "/\n").replace("KV h", "KV\nh") if narrow else heading
         table.add_column(text, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
     for label, *cells in table_cells(document):
         table.add_row(Text(printable(label)), *(cell.replace(" ±", "\n±") if narrow else cell for cell in cells))

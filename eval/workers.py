@@ -21,7 +21,8 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 _ROUNDS = 4  # batches that every worker has at least, so that few idle while the last ones end
-_SMALL = 10**9  # parameters: a batch of more takes long enough to be shared out, and for Ctrl-C to wait for
+_LONGEST = 10**12  # operations of a batch, some 20 seconds of a core: so long may Ctrl-C have to wait
+_LOGITS = 1 << 21  # of a token, all workers together: what bounds their memory
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,11 @@ class Workers:
             torch.set_num_threads(before)  # which threads to come take over
 
 
-def choose_workers(model: "PreTrainedModel", batches: int) -> Workers:
-    """As many as there are cores, where the model runs on them and is small, and batches are many."""
+def choose_workers(model: "PreTrainedModel", *, batches: int, tokens: int) -> Workers:
+    """As many as there are cores, where the model runs on them, and batches, of `tokens` each, are short and many."""
     cores = torch.get_num_threads()
-    count = min(cores, batches // _ROUNDS)
-    if model.device.type != "cpu" or count < 2 or model.num_parameters() > _SMALL:
+    count = min(cores, batches // _ROUNDS, _LOGITS // model.get_output_embeddings().weight.shape[0])
+    if model.device.type != "cpu" or count < 2 or 2 * model.num_parameters() * tokens > _LONGEST:
         return Workers()
     return Workers(count, cores // count)
 

@@ -36,7 +36,7 @@ def results_table(report: Mapping[str, Any]) -> "Table":
     for row in report["checkpoints"]:
         table.add_row(
             row["label"],
-            str(row["num_kv_heads"]),
+            "MLA" if row.get("attention") == "latent" else str(row["num_kv_heads"]),
             _number(row["perplexity"]),
             _number(row["perplexity_ratio"]),
             f"{row['kv_cache']['bytes_per_token']:,.0f}",

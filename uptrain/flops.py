@@ -2,9 +2,10 @@
 
 A product of matrices with n weights takes 2n operations for every token; embeddings are looked up and take none, of
 experts those count that a token passes through. Attention takes 4 * head_dim for every query head and every key that a
-token sees: half the sequence on average, as attention is causal, or what a window leaves of it. So fewer KV heads save
-the weights of their projections, and nothing else here. Backward takes twice as much, less what is not trained; a
-teacher runs forward only. What is computed twice to save memory counts once: this is model FLOPs utilisation (MFU).
+token sees: half the sequence on average, as attention is causal, or what a window leaves of it. (Of latent attention it
+takes twice the sizes of a key and of a value, which differ.) So fewer KV heads save the weights of their projections,
+and nothing else here. Backward takes twice as much, less what is not trained; a teacher runs forward only. What is
+computed twice to save memory counts once: this is model FLOPs utilisation (MFU).
 """
 
 import time
@@ -73,9 +74,12 @@ def matrix_weights(model: "PreTrainedModel") -> tuple[float, float]:
 def attention_flops(config: Any, length: int, *, causal: bool = True) -> float:
     """Operations of all layers' attention for every token, forward."""
     heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if getattr(config, "kv_lora_rank", None):  # a `head_dim` there is that of the rotary part
+        both = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
+    else:
+        both = 2 * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     windows = _windows(config)
-    return sum(4 * heads * head_dim * (_keys(length, window) if causal else length) for window in windows)
+    return sum(2 * heads * both * (_keys(length, window) if causal else length) for window in windows)
 
 
 def device_peak(device: torch.device, dtype: torch.dtype) -> float | None:

@@ -8,8 +8,9 @@ writes it: in bytes for every token, with b bytes an element of products (2 in b
 
 for the residual stream and the norms in fp32, the norms' outputs, queries, keys and values, the attention's output
 twice, and the four tensors of a gated MLP; h is hidden_size, i intermediate_size (of all experts that a token passes
-through), H and G the query and KV heads, d their width. With gradient checkpointing 4 h a layer stay, and one layer's
-activations at a time. Logits stand whole unless there is a teacher; chunks of them in fp32 beside that.
+through), H and G the query and KV heads, d their width. The backward pass holds as much again for the gradients of one
+layer's. With gradient checkpointing 4 h a layer stay, and one layer's activations at a time. Logits are there in fp32, a
+chunk at a time.
 """
 
 import os
@@ -134,7 +135,8 @@ def _activations(config: "PreTrainedConfig", size: int, length: int, options: Up
     if options.attention == "eager":
         layer += 3 * size * heads * length
     layers = config.num_hidden_layers
-    return layers * _FLOAT * hidden + layer if options.gradient_checkpointing else layers * layer
+    kept = layers * _FLOAT * hidden + layer if options.gradient_checkpointing else layers * layer
+    return kept + layer
 
 
 def _logits(config: "PreTrainedConfig", tokens: int, device: torch.device, *, teaches: bool) -> float:

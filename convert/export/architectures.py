@@ -46,6 +46,11 @@ def architecture_for(config: "PreTrainedConfig") -> Architecture:
     Raises:
         UserError: it would compute something else.
     """
+    if config.model_type == "youtu":
+        raise UserError(
+            "a youtu is not exported: llama.cpp has no biases in latent attention, which keep their constant there; "
+            "serve it with transformers, or convert to fewer KV heads instead"
+        )
     found = ARCHITECTURES.get(config.model_type)
     if found is None:
         raise UserError(f"{config.model_type} is not exported, only {', '.join(ARCHITECTURES)}; {OTHERS}")

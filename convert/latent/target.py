@@ -103,7 +103,7 @@ def tensors_of(weights: LatentWeights) -> dict[str, Tensor]:
         "kv_a_proj_with_mqa.weight": down,
         "kv_a_proj_with_mqa.bias": bias,
         "kv_a_layernorm.weight": norm,
-        "kv_b_proj.weight": _reading_constant(up) * undone,
+        "kv_b_proj.weight": up * undone,
         "o_proj.weight": weights.o.transpose(0, 1).flatten(1),
     }
 
@@ -121,7 +121,7 @@ def _queries(weights: LatentWeights, queries: Tensor) -> dict[str, Tensor]:
         "q_a_proj.weight": identity,
         "q_a_proj.bias": constant,
         "q_a_layernorm.weight": norm,
-        "q_b_proj.weight": _reading_constant(queries) * undone,
+        "q_b_proj.weight": queries * undone,
     }
 
 
@@ -132,16 +132,15 @@ def _with_constant(latent: Tensor, rope_key: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _norm(channels: int, like: Tensor) -> tuple[Tensor, float]:
-    """The norm's weight, which takes back what the constant channel makes it divide by; exact in every dtype.
+    """The norm's weight, which takes back what the constant channel makes it divide by, and makes that channel a one.
+
+    So what reads the constant is of the size of other weights, and trains at their pace. Exact in every dtype.
 
     Returns:
         [channels], and the factor that is left to whoever reads: it is near one.
     """
     wanted = CONSTANT / math.sqrt(channels)
     given = torch.tensor(wanted).bfloat16().item()
-    return torch.full((channels,), given, dtype=like.dtype, device=like.device), wanted / given
-
-
-def _reading_constant(weight: Tensor) -> Tensor:
-    """What reads [c; 1] as what reads [c; CONSTANT]."""
-    return torch.cat([weight[:, :-1], weight[:, -1:] / CONSTANT], dim=1)
+    norm = torch.full((channels,), given, dtype=like.dtype, device=like.device)
+    norm[-1] /= CONSTANT
+    return norm, wanted / given

@@ -88,7 +88,7 @@ def _row(results: Results, name: str, row: Mapping[str, Any]) -> list[str]:
     ratio, bits = results.ratio(row), row.get("bits_per_byte")
     return [
         name,
-        str(row["num_kv_heads"]),
+        "MLA" if row.get("attention") == "latent" else str(row["num_kv_heads"]),
         _perplexity(row),
         "-" if ratio is None else f"{ratio:.3f}",
         "-" if bits is None else f"{bits:.4f}",

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gqa.eval.document import Checkpoint, Document
+from gqa.eval.material import count
 from gqa.eval.page import curves, tradeoff
 from gqa.eval.page.chart import Chart
 from gqa.eval.page.draw import svg
@@ -91,7 +92,7 @@ def prompts(document: Document) -> list[Prompt]:
 
 
 def _line(row: Checkpoint) -> str:
-    heads = f"{row.num_kv_heads} KV head{'s' if row.num_kv_heads != 1 else ''}"
+    heads = "latent attention (MLA)" if row.attention == "latent" else count(row.num_kv_heads, "KV head")
     if row.num_heads is not None:
         heads += f" for {row.num_heads} query heads"
     return f"{heads}, {scaled(row.parameters)} parameters, {precision_words(row)}"

@@ -44,7 +44,7 @@ def _of_cell(label: str, mine: Cell, first: Cell) -> list[str]:
     why = "the context is short" if mine.batch > 1 else "the batch is 1" if mine.context > 2048 else "both are small"
     return [
         f"{label}, batch {mine.batch}, context {mine.context}: no gain is to be expected ({why}); the cache is "
-        f"{share:.0%} of what the first checkpoint reads for a step, so that fewer KV heads can make it at most "
+        f"{share:.0%} of what the first checkpoint reads for a step, so that a smaller one can make it at most "
         f"{possible:.2f} times faster."
     ]
 

@@ -18,6 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from gqa.convert.errors import UserError
 from gqa.convert.families.rewritten import REWRITTEN
+from gqa.convert.latent.plan import LatentOptions
+from gqa.convert.latent.rewrite import convert_latent
 from gqa.convert.plan import ConvertOptions, plan_conversion
 from gqa.convert.rewrite import convert
 
@@ -202,6 +204,14 @@ def test_with_all_heads_it_computes_what_it_did(disguise, load, logits_of, tmp_p
     torch.testing.assert_close(logits_of(found), logits_of(model), rtol=0, atol=1e-5)  # norms are taken in float32
     assert plan.rewriting is not None
     assert plan.rewriting.startswith(f"{disguise.model_type} has no class in transformers; the output is a ")
+
+
+def test_in_latent_attention_with_room_for_all_it_computes_what_it_did(disguise, load, logits_of, tmp_path):
+    model = disguise.save(tmp_path / "ckpt")
+    exact = LatentOptions(kv_rank=48 + 2, rope_dim=48)
+    convert_latent(tmp_path / "ckpt", tmp_path / "out", exact, ConvertOptions(groups=1, method="lowrank"))
+    found, wanted = logits_of(load(tmp_path / "out")), logits_of(model)
+    assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
 
 
 def test_its_heads_merge(disguise, load, tmp_path):

@@ -4,7 +4,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from gqa.convert import convert_checkpoint, convert_to_latent
 from gqa.eval.cache import cache_size, formula_cache_bytes, measured_cache_bytes
+from gqa.eval.evaluate import evaluate
+from gqa.eval.options import EvalOptions
+from gqa.eval.page.view import cards
+from gqa.eval.render import table_cells
 
 CONTEXT = 24
 SIZES = {
@@ -74,3 +79,16 @@ def test_layers_without_a_formula_have_none():
 def test_the_context_may_be_longer_than_the_vocabulary():
     model, _ = build("llama", {"num_key_value_heads": 2, "vocab_size": 10}, torch.float32)
     assert measured_cache_bytes(model, CONTEXT) == 2 * 16 * 4 * 3 * CONTEXT
+
+
+def test_latent_attention_is_called_that(checkpoint, data, tmp_path):
+    """At equal bytes a grouped-query checkpoint and a latent one stand side by side in every table."""
+    convert_to_latent(checkpoint, tmp_path / "mla", kv_rank=24, rope_dim=8)
+    convert_checkpoint(checkpoint, tmp_path / "gqa", groups=2)
+    named = [f"{name}={path}" for name, path in {"mha": checkpoint, "gqa": tmp_path / "gqa"}.items()]
+    options = EvalOptions(data=str(data), window=16, device="cpu")
+    made = evaluate([*named, f"mla={tmp_path / 'mla'}"], options).document()
+    assert [row.attention for row in made.checkpoints] == ["multi-head", "grouped-query", "latent"]
+    assert [row.kv_cache.bytes_per_token for row in made.checkpoints] == [512, 256, 256]
+    assert [cells[1] for cells in table_cells(made)] == ["4", "2", "MLA"]
+    assert cards(made)[2].line.startswith("latent attention (MLA) for 4 query heads")

@@ -117,7 +117,7 @@ def test_the_files_of_a_report(checkpoint, other, data, tmp_path: Path):
     assert before["sample"]["cluster"] == "window"
     assert before["weight_bytes"] == (checkpoint / "model.safetensors").stat().st_size
     page = (output / "report.md").read_text()
-    assert f"| before | {before['perplexity']:.1f} | {before['nll']:.4f} ± " in page
+    assert f"| before | 4 | {before['perplexity']:.1f} | {before['nll']:.4f} ± " in page
     assert r"| after\|x |" in page
     assert "window 16, stride 16, documents joined" in page
     assert "the formula from the config gives the same" in page

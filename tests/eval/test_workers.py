@@ -65,12 +65,13 @@ def test_what_goes_wrong_in_a_worker_is_raised(cores):
 
 def test_workers_are_chosen_where_batches_are_many_and_the_model_is_small(checkpoint, cores, monkeypatch):
     model = load_model(checkpoint, device="cpu")
-    assert choose_workers(model, 12) == Workers(3, 1)
-    assert choose_workers(model, 11) == Workers(2, 1)
-    assert choose_workers(model, 7) == Workers()
-    monkeypatch.setattr("gqa.eval.workers._SMALL", 10)
-    assert choose_workers(model, 12) == Workers()
-    assert choose_workers(load_model(checkpoint, device="meta"), 12) == Workers()
+    assert choose_workers(model, batches=12, tokens=1024) == Workers(3, 1)
+    assert choose_workers(model, batches=11, tokens=1024) == Workers(2, 1)
+    assert choose_workers(model, batches=7, tokens=1024) == Workers()
+    assert choose_workers(load_model(checkpoint, device="meta"), batches=12, tokens=1024) == Workers()
+    assert choose_workers(model, batches=12, tokens=10**12) == Workers()
+    monkeypatch.setattr("gqa.eval.workers._LOGITS", 2 * model.config.vocab_size)
+    assert choose_workers(model, batches=12, tokens=1024) == Workers(2, 1)
 
 
 def test_twins_have_modules_of_their_own_and_share_every_weight(checkpoint):
@@ -102,6 +103,6 @@ def test_a_model_is_as_itself(checkpoint, data, cores):
 def test_encoder_decoders_too(make_encoder_decoder, data, cores, monkeypatch):
     path = make_encoder_decoder()
     (many,) = scores([path], data, window=8)
-    monkeypatch.setattr(scoring, "choose_workers", lambda *_: Workers())
+    monkeypatch.setattr(scoring, "choose_workers", lambda *_, **__: Workers())
     (one,) = scores([path], data, window=8)
     np.testing.assert_allclose(many.nlls, one.nlls, rtol=1e-5, atol=1e-6)

@@ -13,6 +13,7 @@ from gqa.uptrain import uptrain
 from gqa.uptrain.flops import attention_flops, device_peak, matrix_weights, training_flops
 
 ROWS, LENGTH = 2, 16
+LATENT = {"num_key_value_heads": 4, "kv_lora_rank": 10, "qk_rope_head_dim": 6, "qk_nope_head_dim": 8, "v_head_dim": 12}
 
 
 def counted(model: torch.nn.Module, *, backward: bool = True) -> float:
@@ -33,6 +34,8 @@ def counted(model: torch.nn.Module, *, backward: bool = True) -> float:
         ("llama", {"tie_word_embeddings": True}),
         ("gpt_neox", {}),
         ("gpt2", {}),
+        ("youtu", {**LATENT, "q_lora_rank": None}),
+        ("youtu", {**LATENT, "q_lora_rank": 24}),
     ],
     ids=str,
 )

@@ -101,6 +101,18 @@ def test_generation_with_a_cache_and_padding_on_the_left(llama, tmp_path, load):
 
 
 @torch.no_grad()
+def test_the_constant_is_one_behind_the_norm_so_that_what_reads_it_trains_as_other_weights_do(qwen2, tmp_path, load):
+    _, converted = pair(qwen2, tmp_path, load)
+    seen: list[Tensor] = []
+    for layer in converted.model.layers:
+        for norm in (layer.self_attn.kv_a_layernorm, layer.self_attn.q_a_layernorm):
+            norm.register_forward_hook(lambda *call: seen.append(call[-1][..., -1]))
+    converted(ids(20))
+    assert len(seen) == 2 * len(converted.model.layers)
+    assert all((part - 1).abs().max() < 1e-2 for part in seen)  # a weight of bfloat16's precision stands before it
+
+
+@torch.no_grad()
 def test_it_is_saved_and_read_again(llama, tmp_path, load):
     _, converted = pair(llama, tmp_path, load)
     converted.save_pretrained(tmp_path / "again")

@@ -49,6 +49,8 @@ def hostile(whole: dict[str, Any]) -> dict[str, Any]:
     report["method"] = [f"Data: `{HOSTILE}`."]
     for row in report["checkpoints"]:
         row |= {"label": f"{row['label']}{HOSTILE}", "path": HOSTILE, "fingerprint": HOSTILE, "model_type": HOSTILE}
+        row |= {"dtype": HOSTILE, "stored_dtype": f"{HOSTILE}16"}
+        row["kv_cache"]["dtype"] = HOSTILE
         row["tasks"] = {HOSTILE: {HOSTILE: {"value": 0.5, "standard_error": None}}}
         row["continuations"] = [{"prompt": HOSTILE, "text": HOSTILE}]
         if row["divergence"]:
