@@ -9,8 +9,8 @@ writes it: in bytes for every token, with b bytes an element of products (2 in b
 for the residual stream and the norms in fp32, the norms' outputs, queries, keys and values, the attention's output
 twice, and the four tensors of a gated MLP; h is hidden_size, i intermediate_size (of all experts that a token passes
 through), H and G the query and KV heads, d their width. The backward pass holds as much again for the gradients of one
-layer's. With gradient checkpointing 4 h a layer stay, and one layer's activations at a time. Logits are there in fp32, a
-chunk at a time.
+layer's. With gradient checkpointing 4 h a layer stay, and one layer's activations at a time. Logits are there in fp32,
+a chunk at a time.
 """
 
 import os
