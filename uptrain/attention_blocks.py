@@ -1,8 +1,8 @@
 """Attention on a CPU by blocks of queries, each with the keys alone that its mask lets it see.
 
-torch's kernel for CPUs computes with every key that a mask hides, too. Packed documents, windows and causality itself
-hide more than half of them. What is computed of the rest is transformers' own sdpa attention, which stands in for any
-mask that this has no use for.
+torch's kernel for CPUs computes with every key that a mask hides, too, and the masks of packed documents and of windows
+hide more than half of them. What is computed of the rest is transformers' own sdpa attention. It is left to itself
+where there is no mask: what causality alone hides the kernel leaves out already.
 """
 
 from collections.abc import Iterator
@@ -40,37 +40,30 @@ def sdpa_in_blocks(
     **how: Any,
 ) -> tuple[torch.Tensor, None]:
     """As `sdpa_attention_forward`: queries [rows, heads, length, head_dim] -> [rows, length, heads, head_dim]."""
-    mask = _mask(module, query, key, attention_mask, how)
-    if mask is None:
+    if attention_mask is None or not _gains(query, key, attention_mask, how):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **how)
+    masks = attention_mask.unbind()
     keys, values = ([row.split(BLOCK, dim=2) for row in tensor.split(1)] for tensor in (key, value))
     rows = [
         torch.cat([
             sdpa_attention_forward(
                 module, some, torch.cat(keys[row][low:high], 2), torch.cat(values[row][low:high], 2), seen, **how
             )[0]
-            for some, (low, high, seen) in zip(part.split(BLOCK, dim=2), _seen(mask[row % len(mask)]), strict=True)
+            for some, (low, high, seen) in zip(part.split(BLOCK, dim=2), _seen(masks[row % len(masks)]), strict=True)
         ], dim=1)
         for row, part in enumerate(query.split(1))
     ]  # fmt: skip
     return torch.cat(rows), None
 
 
-def _mask(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, how: dict[str, Any]
-) -> torch.Tensor | None:
-    """Who sees whom, [rows or 1, 1, length, length]; None where blocks would gain nothing, or know too little."""
+def _gains(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor, how: dict[str, Any]) -> bool:
+    """Whether the mask says who sees whom, [rows or 1, 1, length, length], and there is more than a block."""
     length = query.shape[2]
     if length <= BLOCK or length != key.shape[2] or how.get("position_bias") is not None:
-        return None
+        return False
     if torch.compiler.is_compiling():
-        return None
-    if mask is not None:
-        return mask if mask.dtype == torch.bool and mask.ndim == 4 and mask.shape[1:] == (1, length, length) else None
-    is_causal = how.get("is_causal")
-    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
-        return None
-    return torch.ones((1, 1, length, length), dtype=torch.bool).tril()
+        return False
+    return mask.dtype == torch.bool and mask.ndim == 4 and mask.shape[1:] == (1, length, length)
 
 
 def _seen(mask: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:

@@ -56,18 +56,22 @@ def test_it_is_the_same_attention(make_checkpoint: Callable[..., Path], model_ty
         found = states_and_gradients(model, **inputs)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
-    assert len(keys_seen) == 2 * 4 * model.config.num_hidden_layers
-    assert sum(keys_seen) < 30 * len(keys_seen)
+    if positions == "one document" and model_type == "llama":  # there is no mask
+        assert keys_seen == [30] * model.config.num_hidden_layers
+    else:
+        assert sum(keys_seen) < 30 * len(keys_seen)
+    if positions == "several":
+        assert len(keys_seen) == 2 * 4 * model.config.num_hidden_layers
 
 
 def test_keys_that_a_block_does_not_see_are_left_out(make_checkpoint: Callable[..., Path], keys_seen: list[int]):
     model: Any = AutoModelForCausalLM.from_pretrained(make_checkpoint(num_hidden_layers=1))
     with attention_in_blocks(CPU):
         model(input_ids=torch.zeros((1, 30), dtype=torch.int64), use_cache=False)
-        assert keys_seen == [8, 16, 24, 30]
+        assert keys_seen == [30]  # without a mask the kernel is left to itself
         positions = torch.cat([torch.arange(16), torch.arange(14)])[None]
         model(input_ids=torch.zeros((1, 30), dtype=torch.int64), position_ids=positions, use_cache=False)
-    assert keys_seen[4:] == [8, 16, 8, 14]
+    assert keys_seen[1:] == [8, 16, 8, 14]
 
 
 def test_what_is_not_causal_is_left_alone(make_encoder_decoder: Callable[..., Path], keys_seen: list[int]):
