@@ -30,7 +30,7 @@ def load_model(
     from safetensors import SafetensorError
 
     config = load_config(checkpoint, encoder_decoder=True)
-    kind = _auto_class(config)
+    kind = auto_class(config)
     weight_files(checkpoint)
     if isinstance(dtype, str) and dtype != "auto":
         dtype = getattr(torch, dtype)
@@ -57,7 +57,7 @@ def load_model(
     return model.to(device).eval()
 
 
-def _auto_class(config: "PreTrainedConfig") -> Any:
+def auto_class(config: "PreTrainedConfig") -> Any:
     """The Auto class that loads such a model."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
 

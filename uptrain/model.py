@@ -7,9 +7,9 @@ import torch
 from accelerate.utils import parse_flag_from_env
 
 from gqa.convert.precision import is_fast
-from gqa.eval.model import load_model as load_eval_model
 from gqa.eval.model import set_attention
 from gqa.uptrain.config import UptrainConfig
+from gqa.uptrain.spread import load_or_outline
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,7 +21,7 @@ def load_model(checkpoint: Path, config: UptrainConfig) -> "PreTrainedModel":
     Weights are fp32 whatever the file holds: an update of a relative size below 2^-8 is lost in bf16, and most of
     uptraining's updates are.
     """
-    model = load_eval_model(checkpoint, dtype="float32", device="cpu")
+    model = load_or_outline(checkpoint, torch.float32)
     set_attention(model, config.attention)
     model.config.use_cache = False
     if config.gradient_checkpointing:

@@ -28,6 +28,7 @@ from gqa.uptrain.oom import fitting_rows, must_estimate
 from gqa.uptrain.plan import Plan, make_plan, with_tokens
 from gqa.uptrain.rundir import RunDir
 from gqa.uptrain.screen import Screen
+from gqa.uptrain.spread import check_sharding, spreads
 from gqa.uptrain.teacher import Teacher, check_pair, find_teacher, load_teacher, without_teacher
 from gqa.uptrain.tokens import default_cache
 from gqa.uptrain.trained import Trained, choose_trained
@@ -114,6 +115,8 @@ def _lesson(config: UptrainConfig, teacher: Teacher, model: "PreTrainedModel") -
         loaded = load_teacher(teacher.path, config, teacher_type(config.precision, device_of_run()))
         check_pair(loaded, model, config, teacher.path)
     except UserError as error:
+        if spreads():
+            raise  # what one process has read, the others can't know
         return without_teacher(config, error), Lesson(model)
     return teacher, Lesson(model, mixture, loaded)
 
@@ -142,6 +145,8 @@ def _check_installed(config: UptrainConfig) -> None:
             raise UserError("DeepSpeed is not installed; pip install 'gqa[deepspeed]', or take fsdp2 in its place")
         if config.compile:
             raise UserError("compile and DeepSpeed don't go together here; leave out one of them, or take fsdp2")
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        check_sharding()
     if config.compile and on_cpu() and not which(os.environ.get("CXX", "g++")):
         raise UserError("compile needs a C++ compiler, and there is none; install g++, or leave compile out")
     for name in config.trackers:

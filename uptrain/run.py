@@ -32,6 +32,7 @@ from gqa.uptrain.saved import SavedWeights
 from gqa.uptrain.screen import Screen
 from gqa.uptrain.signals import TIME_IS_UP
 from gqa.uptrain.speed import Speed
+from gqa.uptrain.spread import spread, whole
 from gqa.uptrain.stepping import Stepping
 from gqa.uptrain.teacher import place_teacher
 from gqa.uptrain.train import Trainer
@@ -100,8 +101,10 @@ def _assemble(setup: Setup, screen: Screen, began: float) -> tuple[Trainer, int]
         setup.lesson.computes_twice = True  # ZeRO-3 has no weights between a chunk and the backward pass
     autocast = autocast_type(config.precision, accelerator.device)
     learner = _learner(setup, accelerator, autocast)
-    groups = names_of_groups(*learner)
+    groups, given = names_of_groups(*learner), whole(learner[0])
     module, optimizer = accelerator.prepare(*learner)
+    spread(module, given)
+    del given  # the last that holds them whole
     samples = setup.data.samples
     if config.find_batch and not must_estimate():
         plan = tried_rows(plan, accelerator, module, optimizer, samples)

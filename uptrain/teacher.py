@@ -15,10 +15,10 @@ from gqa.convert.pretrained import load_config, load_tokenizer
 from gqa.convert.provenance import fingerprint, read_stages
 from gqa.convert.source import read_config, resolve_checkpoint
 from gqa.eval.attentions import attentions
-from gqa.eval.model import load_model as load_eval_model
 from gqa.eval.model import set_attention
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.plan import longest_sequence
+from gqa.uptrain.spread import load_or_outline, reads_weights, spread, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -143,7 +143,7 @@ def load_teacher(path: Path, config: UptrainConfig, dtype: torch.dtype) -> "PreT
     Raises:
         UserError: it can't be loaded.
     """
-    teacher = load_eval_model(path, dtype=dtype, device="cpu")
+    teacher = load_or_outline(path, dtype)
     set_attention(teacher, config.attention)
     teacher.config.use_cache = False
     teacher.requires_grad_(False)
@@ -162,7 +162,8 @@ def check_pair(teacher: "PreTrainedModel", student: "PreTrainedModel", config: U
             f"the teacher {path} tells {theirs} tokens apart, and the model {ours}: the vocabulary must be the same; "
             f"{_REMEDY}"
         )
-    if not student.config.is_encoder_decoder and keeps_apart(student) and not keeps_apart(teacher):
+    known = reads_weights() and not student.config.is_encoder_decoder
+    if known and keeps_apart(student) and not keeps_apart(teacher):
         raise UserError(
             f"the teacher {path}, a {teacher.config.model_type}, looks from one packed document into another, which "
             f"the model does not; {_REMEDY}"
@@ -205,10 +206,12 @@ def place_teacher(teacher: nn.Module, accelerator: Accelerator) -> None:
     if accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         teacher.to(accelerator.device)
         return
+    given = whole(teacher)
     shard_layers(teacher)
     for tensor in [*teacher.parameters(), *teacher.buffers()]:
         if not isinstance(tensor, DTensor):  # sharding has moved those that it took
             tensor.data = tensor.data.to(accelerator.device)
+    spread(teacher, given)
 
 
 def shard_layers(teacher: nn.Module) -> None:

@@ -45,8 +45,12 @@ def larger(make_checkpoint: Callable[..., Path]) -> Path:
     )
 
 
-@pytest.mark.parametrize("words", [[], ["--gradient-checkpointing"]], ids=str)
+TAUGHT = [["--teacher"], ["--teacher", "--attention-weight", "1"]]
+
+
+@pytest.mark.parametrize("words", [[], ["--gradient-checkpointing"], *TAUGHT], ids=" ".join)
 def test_the_estimate_is_near_what_a_run_takes(words: list[str], larger: Path, flags: list[str], finish, tmp_path):
+    words = [word for name in words for word in ([name, str(larger)] if name == "--teacher" else [name])]
     sizes = {"--sequence-length": "512", "--batch-size": "8", "--max-steps": "2", "--validation-tokens": "0"}
     named = [str(larger), *flags[1:]]
     for flag, value in sizes.items():

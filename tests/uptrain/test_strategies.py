@@ -22,19 +22,32 @@ from typer.testing import CliRunner
 from gqa.uptrain import uptrain
 from gqa.uptrain.cli import export_app
 from gqa.uptrain.config import UptrainConfig
+from gqa.uptrain.guard import Guard
 from gqa.uptrain.launch import FOLDER
 
 Configured = Callable[..., UptrainConfig]
 
 SHARD = """
-import atexit
+import os
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
+import gqa.uptrain.model
 import gqa.uptrain.run
+os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # as the launcher does
+load = gqa.uptrain.model.load_or_outline
+def load_or_nothing(*options):
+    model = load(*options)
+    for tensor in [*model.parameters(), *model.buffers()] * (os.environ["RANK"] != "0"):
+        tensor.data.fill_(torch.nan)
+    return model
+gqa.uptrain.model.load_or_outline = gqa.uptrain.teacher.load_or_outline = load_or_nothing
 class Sharding(Accelerator):
     def __init__(self, **options):
+        del os.environ["ACCELERATE_USE_FSDP"]
         super().__init__(**options)
+        os.environ["ACCELERATE_USE_FSDP"] = "true"
         self.state.distributed_type = DistributedType.FSDP
         self.state.fsdp_plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
@@ -46,7 +59,8 @@ class Sharding(Accelerator):
         return module, optimizer
 gqa.uptrain.run.Accelerator = Sharding
 """
-"""Makes accelerate shard on CPUs what its FSDP2 plugin shards on GPUs, and makes sure that it did."""
+"""Makes accelerate shard on CPUs what its FSDP2 plugin shards on GPUs, and makes sure that it did, and that the main
+process alone reads weights: of the others they are made NaN."""
 
 ZERO = """
 import os
@@ -114,6 +128,36 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert "from step 4 to 6" in said
     agree(metrics_of(run), whole)
     equal_weights(tmp_path / "two", resumed.output)
+
+
+LEAVE_OUT = """
+import gqa.uptrain.guard
+judge, seen = gqa.uptrain.guard.Guard.judge, []
+def judge_third(self, *values):
+    seen.append(values)
+    return judge(self, *values) + (len(seen) == 3)
+gqa.uptrain.guard.Guard.judge = judge_third
+"""
+"""Leaves the third step out, of whose loss and gradient nothing is wrong."""
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("zero3", marks=without_deepspeed)])
+def test_what_learns_otherwise_learns_the_same_in_shards(
+    strategy: str, child: Path, configured: Configured, flags: list[str], finish, metrics_of, monkeypatch, tmp_path
+):
+    """From a teacher, its attention too, with frozen embeddings, a rate for keys and values, and a step left out."""
+    changes = {"ce_weight": 0.1, "attention_weight": 0.5, "kv_lr_multiplier": 2.0}
+    monkeypatch.setattr(Guard, "judge", Guard.judge)  # to be put back when the patch has replaced it
+    exec(LEAVE_OUT, {})
+    whole = uptrain(configured(checkpoint=str(child), output=tmp_path / "one", freeze_embeddings=True, **changes))
+    assert whole.left_out == 1
+    words = [word for name, value in changes.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    words = [str(child), *flags[1:], *words, "--freeze-embeddings", "--micro-batch-size", "1"]
+    code, said = finish(words, processes=2, patch=STRATEGIES[strategy] + LEAVE_OUT, folder=tmp_path)
+    assert code == 0, said
+    assert "step 3 is left out" in said
+    agree(metrics_of(tmp_path / "out.run"), metrics_of(whole.run_dir))
+    equal_weights(tmp_path / "out", whole.output)
 
 
 def export(saved: Path, output: Path) -> Path:

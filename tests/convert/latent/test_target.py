@@ -53,6 +53,7 @@ def ids(length: int, rows: int = 2) -> Tensor:
         ("llama", {}),
         ("llama-tied", {}),
         ("llama-bias", {"rope_parameters": YARN}),
+        ("llama", {"rope_parameters": YARN | {"mscale": 1.2, "mscale_all_dim": 0.4}}),
         ("llama", {"rope_parameters": LLAMA3}),
         ("llama", {"rope_parameters": LINEAR}),
         ("mistral", {"sliding_window": None}),
