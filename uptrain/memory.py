@@ -1,8 +1,9 @@
 """How much memory a process of a run takes, estimated from file headers and config.json before anything is loaded.
 
 Weights and gradients are in fp32, AdamW's two averages too: 16 bytes for every trained weight, 4 for every other, and
-under autocast another 2 for the copy that products use. Activations are those of a decoder layer as transformers
-writes it: in bytes for every token, with b bytes an element of products (2 in bf16, else 4),
+under autocast another 2 for the copy that products use; DeepSpeed has the trained weights a second time, flat.
+Activations are those of a decoder layer as transformers writes it: in bytes for every token, with b bytes an element of
+products (2 in bf16, else 4),
 
     20 h + 2 b h + b (H + 2 G) d + 2 b H d + 4 b i
 
@@ -78,12 +79,12 @@ def estimate_memory(config: UptrainConfig, plan: Plan, checkpoint: Path, teacher
     autocast = autocast_type(config.precision, device)
     size = autocast.itemsize if autocast else _FLOAT
     sharded = plan.processes if shards() else 1
-    weights = _weights(checkpoint)
+    weights, flat = _weights(checkpoint), trained * parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
     model = load_config(checkpoint, encoder_decoder=True)
     source = model.max_source_positions if hears(model) else plan.sequence_length
     tokens = plan.rows * (source + (plan.target_length if model.is_encoder_decoder else 0))
     return MemoryEstimate(
-        weights=_FLOAT * weights / sharded + (size * weights / sharded if autocast else 0),
+        weights=_FLOAT * weights * (1 + flat) / sharded + (size * weights / sharded if autocast else 0),
         gradients=_FLOAT * weights * trained / sharded,
         optimizer=2 * _FLOAT * weights * trained / sharded,
         teacher=_weights(teacher) * teacher_type(config.precision, device).itemsize / sharded if teacher else 0,

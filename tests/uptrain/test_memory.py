@@ -80,7 +80,11 @@ def test_the_parts_are_what_they_should_be(configured: Configured, checkpoint: P
     assert less.teacher == 0
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     shared = estimate_memory(config, make_plan(config, read_config(checkpoint), 2), checkpoint, None)
-    assert shared.optimizer == found.optimizer / 2
+    assert (shared.optimizer, shared.weights) == (found.optimizer / 2, found.weights / 2)
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    shared = estimate_memory(config, make_plan(config, read_config(checkpoint), 2), checkpoint, None)
+    assert (shared.optimizer, shared.weights) == (found.optimizer / 2, found.weights)
 
 
 def test_more_than_there_is_comes_with_advice(configured: Configured, capfd, monkeypatch: pytest.MonkeyPatch):
