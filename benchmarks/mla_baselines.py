@@ -152,12 +152,13 @@ def _assembled(
 def model_of(plan: LatentPlan, way: Way, moments: list[Moments], original: nn.Module) -> Any:
     """Transformers' class with what the way makes of every layer, and every layer's own angles."""
     layers = [way.layer(plan, index, known) for index, known in enumerate(moments)]
-    config = {**plan.config, "kv_lora_rank": layers[0][0].rank + 1}
+    shape = replace(plan.shape, kv_rank=layers[0][0].latent.shape[1] + 1)
+    config = {**plan.config, "kv_lora_rank": shape.kv_rank}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32).eval()
     state = {name: part for name, part in original.state_dict().items() if ".self_attn." not in name}
     for index, (weights, angles) in enumerate(layers):
         prefix = plan.source.prefixes[index]
-        tensors = {"o_proj.bias": torch.zeros(plan.shape.hidden_size)} | tensors_of(weights)
+        tensors = {"o_proj.bias": torch.zeros(plan.shape.hidden_size)} | tensors_of(weights, shape)
         state |= {prefix + name: part for name, part in tensors.items()}
         model.model.layers[index].self_attn.register_forward_pre_hook(_turning(angles.float()), with_kwargs=True)
     model.load_state_dict(state)

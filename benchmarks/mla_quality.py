@@ -33,7 +33,8 @@ Result = dict[str, Any]
 class Case:
     """One conversion."""
 
-    kind: Literal["gqa", "mla"]
+    kind: Literal["gqa", "mla", "deepseek_v3"]
+    """merged heads; a latent in the class that loses least; or in the one that engines know"""
     share: float
     """of the source's cache"""
     tokens: int
@@ -53,8 +54,10 @@ def measure(checkpoint: Path, data: str, text: str, case: Case, longer: tuple[in
     with tempfile.TemporaryDirectory() as folder:
         out, began = Path(folder) / "out", time.monotonic()
         options = ConvertOptions(groups=1, method="lowrank", dtype="float32", calibration=calibration, fit=fit)
-        if case.kind == "mla":
-            convert_latent(checkpoint, out, LatentOptions(kv_budget=case.share, rope_dim=case.rope_dim), options)
+        if case.kind != "gqa":
+            model_type = "youtu" if case.kind == "mla" else case.kind
+            sizes = LatentOptions(kv_budget=case.share, rope_dim=case.rope_dim, model_type=model_type)
+            convert_latent(checkpoint, out, sizes, options)
         else:
             heads = plan_conversion(checkpoint, options).shape.num_kv_heads
             groups = ConvertOptions(
@@ -107,7 +110,7 @@ def plot(results: dict[str, Result], path: Path) -> None:
     lines: dict[str, dict[float, float]] = {}
     for key, result in results.items():
         case = Case(**json.loads(key))
-        kind = "grouped-query" if case.kind == "gqa" else "latent"
+        kind = {"gqa": "grouped-query", "mla": "latent", "deepseek_v3": "latent for engines"}[case.kind]
         label = f"{kind}, " + (f"fit on {case.tokens:,} tokens" if case.tokens else "no data")
         best, gap = lines.setdefault(label, {}), result["gaps"][str(case.window)]
         best[result["bytes"]] = min(gap, best.get(result["bytes"], gap))
@@ -131,7 +134,7 @@ def main(
     calibration: Annotated[str, typer.Option(help="Other text, to fit on.")],
     results: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("runs/mla_quality.jsonl"),
     share: Annotated[list[float] | None, typer.Option(help="Shares.  [default: 1/2, 1/4, 1/8, 1/16]")] = None,
-    kind: Annotated[list[str] | None, typer.Option(help="gqa, mla.  [default: both]")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="gqa, mla, deepseek_v3.  [default: the first two]")] = None,
     fit: Annotated[list[int] | None, typer.Option(help="Tokens of fits; 0: none.  [default: 0, 65536]")] = None,
     steps: Annotated[int, typer.Option(help="Optimiser steps a layer.")] = 1000,
     rope_dim: Annotated[int | None, typer.Option(help="Of the rotary key.  [default: the conversion's]")] = None,
@@ -150,12 +153,14 @@ def main(
             for one in kind or ["gqa", "mla"]:
                 if one == "gqa" and (part * heads < 1 or heads % round(part * heads)):
                     continue
+                if one not in ("gqa", "mla", "deepseek_v3"):
+                    raise typer.BadParameter(f"unknown kind {one!r}; known: gqa, mla, deepseek_v3")
                 case = Case(
-                    kind="mla" if one == "mla" else "gqa",
+                    kind=one,
                     share=part,
                     tokens=tokens,
                     steps=steps if tokens else 0,
-                    rope_dim=rope_dim if one == "mla" else None,
+                    rope_dim=None if one == "gqa" else rope_dim,
                     window=window,
                 )
                 key = json.dumps(asdict(case))

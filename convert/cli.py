@@ -41,6 +41,10 @@ def convert_command(
     rope_dim: Annotated[
         int | None, typer.Option(metavar="N", help="For --to mla: numbers of a token's rotary key.")
     ] = None,
+    model_type: Annotated[
+        str,
+        typer.Option(help="For --to mla: youtu, which loses least, or deepseek_v3, which engines know."),
+    ] = "youtu",
     max_loss: Annotated[
         float | None,
         typer.Option(metavar="NATS", help="For --groups auto: a token's loss on held-out text of --calibration."),
@@ -166,7 +170,7 @@ def convert_command(
                 encoder=encoder,
                 keep_architecture=keep_architecture,
             )
-            latent = {"kv_budget": kv_budget, "kv_rank": kv_rank, "rope_dim": rope_dim}
+            latent = {"kv_budget": kv_budget, "kv_rank": kv_rank, "rope_dim": rope_dim, "model_type": model_type}
             further = {"seed": seed, "dtype": dtype, "max_shard_size": max_shard_size}
             command = LatentCommand.of(latent, {**further, "calibration": measured, "fit": fitting})
             said = command.run(
@@ -175,8 +179,8 @@ def convert_command(
             if as_json:
                 typer.echo(json.dumps(said))
             return
-        if kv_rank or rope_dim:
-            raise UserError("--kv-rank and --rope-dim are for --to mla")
+        if kv_rank or rope_dim or model_type != "youtu":
+            raise UserError("--kv-rank, --rope-dim and --model-type are for --to mla")
         wish = Wish(
             groups=groups,
             kv_budget=kv_budget,

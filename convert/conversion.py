@@ -115,6 +115,7 @@ def convert_to_latent(
     kv_budget: float | None = None,
     kv_rank: int | None = None,
     rope_dim: int | None = None,
+    model_type: str = "youtu",
     calibration: CalibrationOptions | None = None,
     fit: FitOptions | None = None,
     seed: int = 0,
@@ -133,11 +134,12 @@ def convert_to_latent(
         kv_budget: the share of the KV cache to keep.
         kv_rank: instead: numbers of a token's latent.
         rope_dim: numbers of a token's rotary key.
+        model_type: of the result: youtu, which loses least, or deepseek_v3, which engines know.
 
     Raises:
         UserError: the checkpoint, an option or the output can't be used; nothing is left behind.
     """
-    sizes = LatentOptions(kv_budget=kv_budget, kv_rank=kv_rank, rope_dim=rope_dim)
+    sizes = LatentOptions(kv_budget=kv_budget, kv_rank=kv_rank, rope_dim=rope_dim, model_type=model_type)
     options = ConvertOptions(
         groups=1,
         method="lowrank",

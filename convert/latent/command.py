@@ -17,7 +17,6 @@ from gqa.convert.errors import UserError, did_you_mean
 from gqa.convert.latent.making import make_layer
 from gqa.convert.latent.plan import LatentOptions, LatentPlan, plan_latent
 from gqa.convert.latent.rewrite import write_latent
-from gqa.convert.latent.target import MODEL_TYPE
 from gqa.convert.options import COMMAND_LINE, build_options
 from gqa.convert.plan import ConvertOptions
 from gqa.convert.pretrained import quiet_transformers
@@ -123,7 +122,7 @@ def _show_sizes(plan: LatentPlan, console: Console) -> None:
     shape, before = plan.shape, plan.source.shape
     share = plan.cache_bytes_after / plan.cache_bytes_before
     console.print(
-        f"A {plan.source.rewritten_from or plan.source.family.model_type} as a {MODEL_TYPE}: a latent of "
+        f"A {plan.source.rewritten_from or plan.source.family.model_type} as a {shape.model_type}: a latent of "
         f"{shape.kv_rank} and a rotary key of {shape.rope_dim} in place of {before.num_kv_heads} keys and values of "
         f"{before.head_dim}. KV cache {size(plan.cache_bytes_before)} -> {size(plan.cache_bytes_after)} a token, "
         f"{share:.3g} of what it was.",

@@ -31,7 +31,7 @@ def divided(
     gains = gains_of_pairs(_wide_layers(source), source.freedoms[0].rotation)
     losses: list[float] = []
     for kv_rank, rope_dim in divisions if len(divisions) > 1 else ():
-        asked = Factors(pairs=chosen_pairs(gains, rope_dim), rank=kv_rank - 1, scale=scale)
+        asked = Factors(pairs=chosen_pairs(gains, rope_dim), rank=kv_rank - 1, scale=scale, centred=True)
         losses.append(_loss(source, asked))
         progress(f"dividing the cache, {len(losses)} of {len(divisions)}", len(losses), len(divisions))
     kv_rank, rope_dim = divisions[losses.index(min(losses))] if losses else divisions[0]

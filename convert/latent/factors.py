@@ -32,6 +32,8 @@ class Factors:
     """the pairs of the original, in rotary order, that those of the shared key turn like; a pair may come twice"""
     rank: int
     """of the latent, without its constant channel"""
+    centred: bool
+    """whether there is such a channel, for means"""
     scale: float
     """what the original's softmax multiplies scores by"""
 
@@ -114,13 +116,16 @@ def _still(rotation: Rotation) -> Tensor:
 
 
 def _latent(still: WideLayer, moments: Moments, asked: Factors) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """The latent [rank, in], of mean zero, and what makes keys and values of it and a one: [kv_heads, d, rank + 1]."""
+    """The latent [rank, in], and what makes keys and values of it and a one: [kv_heads, d, rank + 1].
+
+    Centred the latent is of mean zero; otherwise the one is not used.
+    """
     heads, head_dim, width = still.v.shape
     both = torch.cat([still.k, still.v])  # [2 * kv_heads, head_dim, in]
     sizes = head_weights(still, moments).square()[..., None, None]
     keys = (moments.between(still.q, still.q) * sizes).sum(1) * asked.scale**2
     metric = torch.cat([keys, (still.o.mT @ still.o).sum(1)])
-    stacked, mean = both.reshape(-1, width), both @ _mean(moments)
+    stacked, mean = both.reshape(-1, width), both @ _mean(moments) * asked.centred
     gram = moments.between(stacked, stacked) - torch.outer(mean.flatten(), mean.flatten())
     combination, maps = low_rank(gram, metric, min(asked.rank, len(gram)))
     latent = stacked.new_zeros(asked.rank, width)

@@ -9,6 +9,7 @@ from gqa.convert.ahead import Making, Take
 from gqa.convert.calibration import stage
 from gqa.convert.damage import Damage
 from gqa.convert.latent.factors import factored
+from gqa.convert.latent.normed import under_norm
 from gqa.convert.latent.plan import LatentPlan
 from gqa.convert.latent.target import tensors_of
 from gqa.convert.latent.weights import LatentWeights
@@ -25,7 +26,11 @@ def make_layer(plan: LatentPlan, layer: int, moments: Moments | None = None) -> 
     """
     weights = load_layer(plan.source, layer, also_queries=True)
     known = moments.shrunk() if moments else Moments.unit(plan.shape.hidden_size)
-    return factored(weights, plan.source.freedoms[layer], known, plan.factors)
+    found, damage = factored(weights, plan.source.freedoms[layer], known, plan.factors)
+    if not plan.shape.has_constant:
+        assert moments is not None
+        found = under_norm(found, plan.input_norm(layer), moments, plan.shape.kv_rank)
+    return found, damage
 
 
 def stored_tensors(plan: LatentPlan, layer: int, weights: LatentWeights) -> dict[str, Tensor]:
@@ -76,7 +81,7 @@ def latent_making(plan: LatentPlan) -> Making[LatentWeights]:
 
 def _all_tensors(plan: LatentPlan, weights: LatentWeights) -> dict[str, Tensor]:
     """With the output's bias, of zeros, where the original has none."""
-    tensors = tensors_of(weights)
+    tensors = tensors_of(weights, plan.shape)
     if len(plan.merged[0]) == len(tensors):
         return tensors
     return tensors | {"o_proj.bias": weights.o.new_zeros(plan.shape.hidden_size)}

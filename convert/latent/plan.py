@@ -12,12 +12,13 @@ from gqa.convert.calibration import Progress
 from gqa.convert.checkpoint import Checkpoint
 from gqa.convert.config import converted_config
 from gqa.convert.derived import Entry
-from gqa.convert.errors import UserError
+from gqa.convert.errors import UserError, did_you_mean
 from gqa.convert.latent.division import divided
 from gqa.convert.latent.factors import Factors
 from gqa.convert.latent.frequencies import rope_settings, score_factor
-from gqa.convert.latent.sources import check_held
-from gqa.convert.latent.target import MODEL_TYPE, LatentShape, family
+from gqa.convert.latent.normed import spare_channels
+from gqa.convert.latent.sources import ATTENTION, NORM, check_held
+from gqa.convert.latent.target import MODEL_TYPES, LatentShape, family
 from gqa.convert.plan import ConvertOptions, Plan, plan_conversion
 from gqa.convert.pretrained import load_config
 from gqa.convert.writer import OutputTensor
@@ -50,12 +51,20 @@ class LatentOptions:
     kv_budget: float | None = None
     """the share of the KV cache to keep"""
     kv_rank: int | None = None
-    """numbers of a token's latent, one of which is constant; in place of the share, or beside it"""
+    """numbers of a token's latent, one of which is constant; in place of the share"""
     rope_dim: int | None = None
     """numbers of a token's rotary key (default: as many as a head has beside a `kv_rank`; of a share what is predicted
-    to lose least, between five sixteenths and a half)"""
+    to lose least, between five sixteenths and a half; of a deepseek_v3 as many as a head has, halved until they are at
+    most half)"""
+    model_type: str = "youtu"
+    """of the result: youtu, which loses least and only transformers runs, or deepseek_v3, which engines know"""
 
     def __post_init__(self) -> None:
+        if self.model_type not in MODEL_TYPES:
+            raise UserError(
+                f"unknown model_type {self.model_type!r} of a latent{did_you_mean(self.model_type, MODEL_TYPES)}; "
+                f"known: {', '.join(MODEL_TYPES)}"
+            )
         if self.kv_rank is None and self.kv_budget is None:
             raise UserError("how large a latent? give --kv-rank N or --kv-budget SHARE")
         if self.kv_rank is not None and self.kv_budget is not None:
@@ -85,11 +94,7 @@ class LatentOptions:
         else:
             assert self.kv_budget is not None
             budget = 2 * int(self.kv_budget * cached * (1 + 1e-9) / 2)
-            keys = (
-                [self.rope_dim]
-                if self.rope_dim
-                else sorted({max(2, 2 * ((n * budget + 16) // 32)) for n in SIXTEENTHS})
-            )
+            keys = [self.rope_dim] if self.rope_dim else self._keys(budget, head_dim)
             found = [(budget - key, key) for key in keys]
             if min(found)[0] < 2:
                 raise UserError(
@@ -97,12 +102,26 @@ class LatentOptions:
                     f"that leaves no room for a latent beside the {keys[-1]} of the rotary key; keep more, or lower "
                     "--rope-dim"
                 )
+        if self.model_type == "deepseek_v3" and head_dim % found[0][1]:
+            raise UserError(
+                f"rope_dim is {found[0][1]}; a deepseek_v3 has one rotary base, so its key is as wide as a head, "
+                f"{head_dim}, or an even part of that; take {head_dim}, or half as many"
+            )
         kv_rank, rope_dim = max(found)[0], found[-1][1]
         if kv_rank > cached + 2:
             raise UserError(f"kv_rank is {kv_rank}, but {cached + 2} hold all that there is; ask for no more")
         if rope_dim > cached // 2:
             raise UserError(f"rope_dim is {rope_dim}, but all keys together have {cached // 2}; ask for no more")
         return found
+
+    def _keys(self, budget: int, head_dim: int) -> list[int]:
+        """Numbers of the rotary key to choose from."""
+        if self.model_type == "youtu":
+            return sorted({max(2, 2 * ((n * budget + 16) // 32)) for n in SIXTEENTHS})
+        halved = head_dim
+        while 2 * halved > budget and halved % 4 == 0:
+            halved //= 2
+        return [halved]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +178,13 @@ class LatentPlan:
         """The same of the result."""
         return self.shape.cached * self.source.shape.num_layers * self.dtype.itemsize
 
+    def input_norm(self, layer: int) -> torch.Tensor:
+        """The weight of the norm before a layer's attention. [hidden_size]."""
+        name = self.source.prefixes[layer].removesuffix(f"{ATTENTION}.") + NORM
+        (norm,) = (tensor.source for tensor in self.tensors if tensor.name == name)
+        assert norm is not None
+        return norm.load()
+
     def rest(self) -> Rest:
         """What the target's class is given, but for attention."""
         return Rest(
@@ -176,7 +202,7 @@ class LatentPlan:
         """The plan as JSON values."""
         return {
             "checkpoint": str(self.source.checkpoint),
-            "model_type": MODEL_TYPE,
+            "model_type": self.shape.model_type,
             "rewritten_from": self.source.rewritten_from or self.source.family.model_type,
             "own_code": False,
             "method": "latent",
@@ -210,12 +236,25 @@ def plan_latent(
     """
     source = plan_conversion(checkpoint, options)
     config = load_config(checkpoint, source.config if source.rewritten_from else None, wrapped=True)
-    check_held(source, config)
+    check_held(source, config, latent.model_type)
     heads, rotation = source.shape, source.freedoms[0].rotation
     divisions = latent.divisions(2 * heads.num_kv_heads * heads.head_dim, heads.head_dim)
     scale = score_factor(config) * heads.head_dim**-0.5
-    kv_rank, rope_dim, pairs = divided(source, divisions, scale, progress)
+    if latent.model_type == "deepseek_v3" and options.calibration is None:
+        raise UserError(
+            "a deepseek_v3 needs --calibration: its norm divides a latent by a length that only text tells; without, "
+            "leave --model-type out, for a youtu"
+        )
+    if latent.model_type == "deepseek_v3" and divisions[0][0] > heads.hidden_size:
+        raise UserError(
+            f"kv_rank is {divisions[0][0]}, more than the {heads.hidden_size} of hidden_size; ask for no more"
+        )
+    if latent.model_type == "youtu":
+        kv_rank, rope_dim, pairs = divided(source, divisions, scale, progress)
+    else:
+        (kv_rank, rope_dim), pairs = divisions[0], tuple(range(0, rotation.pairs, heads.head_dim // divisions[0][1]))
     shape = LatentShape(
+        model_type=latent.model_type,
         hidden_size=heads.hidden_size,
         num_heads=heads.num_heads,
         kv_rank=kv_rank,
@@ -227,14 +266,19 @@ def plan_latent(
     carried = {key: getattr(config, key) for key in _CARRIED if hasattr(config, key)} | {
         key: source.config[key] for key in _SAID if key in source.config
     }
-    written = {"architectures": ["YoutuForCausalLM"], "model_type": MODEL_TYPE, **carried, **shape.settings()}
+    written = {**carried, **shape.settings(heads.num_layers)}
     written["pad_token_id"] = None  # the class would put zeros in the place of that token's embedding, also when tied
-    written["rope_parameters"] = rope_settings(config, rotation, pairs)
+    written["rope_parameters"] = (
+        rope_settings(config, rotation, pairs)
+        if shape.has_constant
+        else dict(config.rope_parameters)  # every n-th pair turns as all do of a key an n-th as wide
+    )
+    unused = 1 if shape.has_constant else spare_channels(kv_rank)
     merged = [_attention(source, layer, shape) for layer in range(heads.num_layers)]
     return LatentPlan(
         source=source,
         shape=shape,
-        factors=Factors(pairs=pairs, rank=kv_rank - 1, scale=scale),
+        factors=Factors(pairs=pairs, rank=kv_rank - unused, scale=scale, centred=shape.has_constant),
         config=converted_config(written, {}, options.dtype),
         merged=merged,
         tensors=list(_in_writing_order(source, merged)),
@@ -245,7 +289,7 @@ def _attention(source: Plan, layer: int, shape: LatentShape) -> list[OutputTenso
     """The tensors of a layer's attention, but for an output bias that stands in the source."""
     prefix, dtype = source.prefixes[layer], source.merged[layer][0].dtype
     bias = "o_proj.bias"
-    there = any(tensor.name == prefix + bias for tensor in source.tensors)
+    there = not shape.has_constant or any(tensor.name == prefix + bias for tensor in source.tensors)
     shapes = shape.tensors() | ({} if there else {bias: (shape.hidden_size,)})
     return [OutputTensor(name=prefix + name, dtype=dtype, shape=size, source=None) for name, size in shapes.items()]
 

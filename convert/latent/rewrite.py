@@ -9,7 +9,6 @@ from gqa.convert.ahead import LayerStore, layers_ahead
 from gqa.convert.calibration import Progress
 from gqa.convert.latent.making import latent_layers, latent_making
 from gqa.convert.latent.plan import LatentOptions, LatentPlan, plan_latent
-from gqa.convert.latent.target import MODEL_TYPE
 from gqa.convert.ondemand import LayersOnDemand
 from gqa.convert.plan import ConvertOptions
 from gqa.convert.provenance import new_stage, read_stages, write_stages
@@ -64,7 +63,7 @@ def latent_stage(plan: LatentPlan, records: Mapping[int, Mapping[str, object]]) 
     return new_stage(
         "convert",
         source.checkpoint,
-        model_type=MODEL_TYPE,
+        model_type=plan.shape.model_type,
         rewritten_from=source.rewritten_from or source.family.model_type,
         own_code=None,
         method="latent",

@@ -17,26 +17,33 @@ if TYPE_CHECKING:
 HELD = ("ernie4_5", "helium", "internlm3", "iquestcoder", "llama", "mistral", "qwen2", "seed_oss")
 """model types, after a rewrite if there is one, whose layers the target's class computes alike"""
 
+ATTENTION, NORM = "self_attn", "input_layernorm.weight"
+"""what their layers call attention, and the weight of the norm before it"""
+
 _OUTSIDE = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
 _IN_LAYERS = {
-    "input_layernorm.weight",
+    NORM,
     "post_attention_layernorm.weight",
     *(f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
 }
 _LAYER = re.compile(r"model\.layers\.\d+\.")
 
 
-def check_held(source: Plan, config: "PreTrainedConfig") -> None:
+def check_held(source: Plan, config: "PreTrainedConfig", target: str) -> None:
     """Refuse what the target can't hold.
 
     Args:
         source: the checkpoint.
         config: its configuration, as its class reads it.
+        target: the model type of the result.
 
     Raises:
         UserError: with the reason.
     """
     reason = _of_family(source.family) or _of_settings(source, config) or _of_tensors(source)
+    of_engines = _of_engines(source, config) if target == "deepseek_v3" else None
+    if of_engines and not reason:
+        raise UserError(f"it can't become a deepseek_v3: {of_engines}; leave --model-type out, for a youtu")
     if reason:
         model_type = source.rewritten_from or source.family.model_type
         raise UserError(
@@ -73,6 +80,13 @@ def _of_settings(source: Plan, config: "PreTrainedConfig") -> str | None:
     if source.shape.head_dim % 2:
         return "its heads have an odd number of components"
     return None
+
+
+def _of_engines(source: Plan, config: "PreTrainedConfig") -> str | None:
+    if any(tensor.name.endswith(".bias") for tensor in source.tensors):
+        return "its projections have biases, for which engines have no place there"
+    kind = config.rope_parameters["rope_type"]
+    return None if kind == "default" else f"engines take rotary settings of type {kind} for others there"
 
 
 def _of_tensors(source: Plan) -> str | None:

@@ -1,12 +1,14 @@
-"""The class that holds the result, `youtu` of transformers: DeepSeek's latent attention with ordinary dense layers.
+"""The classes that hold the result: latent attention as DeepSeek has it, with ordinary dense layers.
 
-What it has and we have not is made to do nothing. Its softmax divides by the root of all of a head's query components:
-the queries are scaled. It normalises the latent: one channel more, held constant and far larger than the others, makes
-the norm a constant, which its weight undoes. That channel is also the one of [c; 1], so biases cost nothing more.
-Queries with a bias go through its low-rank path, at full rank and with a constant channel of their own.
+What they have and we have not is made to do nothing. Their softmax divides by the root of all of a head's query
+components: the queries are scaled. And they normalise the latent.
 
-(deepseek_v3 with dense layers only computes the same and is known to more programs. But vLLM and SGLang give its
-projection to the latent no bias, which the constant channel needs; a model type of its own is not taken for theirs.)
+In `youtu` one channel more, held constant by a bias and far larger than the others, makes the norm a constant, which
+its weight undoes. That channel is also the one of [c; 1], so biases cost nothing more. Queries with a bias go through
+the class's low-rank path, at full rank and with a constant channel of their own. Only transformers runs this.
+
+`deepseek_v3` with dense layers only is what engines know (llama.cpp, vLLM, SGLang, mlx-lm). They give its projections
+no biases, so the norm stays, see `convert/latent/normed.py`; and rotary components lie side by side.
 """
 
 import math
@@ -19,7 +21,8 @@ from torch import Tensor
 from gqa.convert.family import Family
 from gqa.convert.latent.weights import LatentWeights
 
-MODEL_TYPE = "youtu"
+MODEL_TYPES = {"youtu": "YoutuForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM"}
+"""what the result may be, and transformers' class of it; the first unless asked otherwise"""
 CONSTANT = 2.0**14
 """the constant channel: exact in every dtype. The larger, the less the norm sees of the others: what it is off by is
 their mean square over this one's square; float16 still holds it"""
@@ -29,6 +32,8 @@ their mean square over this one's square; float16 still holds it"""
 class LatentShape:
     """The sizes of a layer."""
 
+    model_type: str
+    """of `MODEL_TYPES`"""
     hidden_size: int
     num_heads: int
     kv_rank: int
@@ -41,6 +46,11 @@ class LatentShape:
     """components of a head's value"""
     query_bias: bool
     """whether queries have a bias"""
+
+    @property
+    def has_constant(self) -> bool:
+        """Whether a channel of the latent is constant, and projections have biases."""
+        return self.model_type == "youtu"
 
     @property
     def cached(self) -> int:
@@ -56,6 +66,7 @@ class LatentShape:
         """The attention's tensors by name, all but the output's bias, with their shapes."""
         queries, width = self.num_heads * (self.still_dim + self.rope_dim), self.hidden_size
         plain = {"q_proj.weight": (queries, width)}
+        bias = {"kv_a_proj_with_mqa.bias": (self.cached,)} if self.has_constant else {}
         biased = {
             "q_a_proj.weight": (width + 1, width),
             "q_a_proj.bias": (width + 1,),
@@ -64,15 +75,26 @@ class LatentShape:
         }
         return (biased if self.query_bias else plain) | {
             "kv_a_proj_with_mqa.weight": (self.cached, width),
-            "kv_a_proj_with_mqa.bias": (self.cached,),
+            **bias,
             "kv_a_layernorm.weight": (self.kv_rank,),
             "kv_b_proj.weight": (self.num_heads * (self.still_dim + self.head_dim), self.kv_rank),
             "o_proj.weight": (width, self.num_heads * self.head_dim),
         }
 
-    def settings(self) -> dict[str, Any]:
-        """What config.json says of attention."""
+    def settings(self, layers: int) -> dict[str, Any]:
+        """What config.json says of attention, and of experts, which none of the layers has."""
+        dense = {
+            "first_k_dense_replace": layers,
+            "num_nextn_predict_layers": 0,
+            "moe_intermediate_size": 1,
+            **dict.fromkeys(
+                ("n_routed_experts", "num_experts_per_tok", "n_shared_experts", "n_group", "topk_group"), 1
+            ),
+        }
         return {
+            "architectures": [MODEL_TYPES[self.model_type]],
+            "model_type": self.model_type,
+            **({} if self.has_constant else dense),
             "num_attention_heads": self.num_heads,
             "num_key_value_heads": self.num_heads,
             "q_lora_rank": self.hidden_size + 1 if self.query_bias else None,
@@ -80,37 +102,59 @@ class LatentShape:
             "qk_rope_head_dim": self.rope_dim,
             "qk_nope_head_dim": self.still_dim,
             "v_head_dim": self.head_dim,
-            "rope_interleave": False,
-            "attention_bias": True,
+            "rope_interleave": not self.has_constant,
+            "attention_bias": self.has_constant,
         }
 
 
 def family(shape: LatentShape) -> Family:
     """The class to whoever runs its layers one by one."""
     return Family(
-        model_type=MODEL_TYPE, known_as="what becomes of others", q="q_a_proj" if shape.query_bias else "q_proj"
+        model_type=shape.model_type, known_as="what becomes of others", q="q_a_proj" if shape.query_bias else "q_proj"
     )
 
 
-def tensors_of(weights: LatentWeights) -> dict[str, Tensor]:
+def tensors_of(weights: LatentWeights, shape: LatentShape) -> dict[str, Tensor]:
     """The attention's tensors by name, all but the output's bias, which is not its own. Gradients flow through."""
-    rope_dim, still_dim, rank = weights.q_rope.shape[1], weights.q_still.shape[1], weights.rank
-    queries = torch.cat([weights.q_still, weights.q_rope], dim=1) * (still_dim + rope_dim) ** 0.5
-    up = torch.cat([weights.key_up, weights.value_up], dim=1).flatten(0, 1)  # [heads * (still + head), rank + 1]
-    norm, undone = _norm(rank + 1, up)
-    down, bias = _with_constant(weights.latent[0], weights.rope_key[0])
-    return _queries(weights, queries.flatten(0, 1)) | {
-        "kv_a_proj_with_mqa.weight": down,
-        "kv_a_proj_with_mqa.bias": bias,
-        "kv_a_layernorm.weight": norm,
-        "kv_b_proj.weight": up * undone,
-        "o_proj.weight": weights.o.transpose(0, 1).flatten(1),
+    keys = torch.cat([weights.key_up, weights.value_up], dim=1).flatten(0, 1)  # [heads * (still + head), rank (+ 1)]
+    make = _with_constant if shape.has_constant else _normed
+    return make(weights, shape, keys) | {"o_proj.weight": weights.o.transpose(0, 1).flatten(1)}
+
+
+def _normed(weights: LatentWeights, shape: LatentShape, up: Tensor) -> dict[str, Tensor]:
+    q_rope, rope_key = (side_by_side(part) for part in (weights.q_rope, weights.rope_key))
+    queries = torch.cat([weights.q_still, q_rope], dim=1) / shape.scale
+    return {
+        "q_proj.weight": queries.flatten(0, 1),
+        "kv_a_proj_with_mqa.weight": torch.cat([weights.latent[0], rope_key[0]]),
+        "kv_a_layernorm.weight": torch.ones_like(up[0]),
+        "kv_b_proj.weight": up,
     }
 
 
-def _queries(weights: LatentWeights, queries: Tensor) -> dict[str, Tensor]:
+def side_by_side(rotary: Tensor) -> Tensor:
+    """Rotary components with those of a pair next to each other, where they were in two halves. [heads, rope, in]."""
+    return rotary.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def _with_constant(weights: LatentWeights, shape: LatentShape, up: Tensor) -> dict[str, Tensor]:
+    queries = torch.cat([weights.q_still, weights.q_rope], dim=1) / shape.scale
+    norm, undone = _norm(shape.kv_rank, up)
+    latent, rope_key = weights.latent[0], weights.rope_key[0]
+    constant = torch.zeros_like(latent[:1, :-1])
+    return _queries(queries.flatten(0, 1), shape) | {
+        "kv_a_proj_with_mqa.weight": torch.cat([latent[:, :-1], constant, rope_key[:, :-1]]),
+        "kv_a_proj_with_mqa.bias": torch.cat(
+            [latent[:, -1], torch.full_like(latent[:1, -1], CONSTANT), rope_key[:, -1]]
+        ),
+        "kv_a_layernorm.weight": norm,
+        "kv_b_proj.weight": up * undone,
+    }
+
+
+def _queries(queries: Tensor, shape: LatentShape) -> dict[str, Tensor]:
     """Of [heads * (still + rope), in]."""
-    if not weights.has_query_bias:
+    if not shape.query_bias:
         return {"q_proj.weight": queries}
     width = queries.shape[1] - 1
     identity = torch.eye(width + 1, width, dtype=queries.dtype, device=queries.device)
@@ -123,12 +167,6 @@ def _queries(weights: LatentWeights, queries: Tensor) -> dict[str, Tensor]:
         "q_a_layernorm.weight": norm,
         "q_b_proj.weight": queries * undone,
     }
-
-
-def _with_constant(latent: Tensor, rope_key: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the latent, of the constant and of the rotary key: weight and bias."""
-    weight = torch.cat([latent[:, :-1], torch.zeros_like(latent[:1, :-1]), rope_key[:, :-1]])
-    return weight, torch.cat([latent[:, -1], torch.full_like(latent[:1, -1], CONSTANT), rope_key[:, -1]])
 
 
 def _norm(channels: int, like: Tensor) -> tuple[Tensor, float]:

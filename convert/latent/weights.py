@@ -2,7 +2,7 @@
 
 Of every token one latent c = latent [x; 1] and one key that rotates, k_rope = rope_key [x; 1], are all that is cached.
 Head h scores a token by its q_rope with the rotated k_rope plus its q_still with key_up[h] [c; 1], which knows nothing
-of positions, and reads value_up[h] [c; 1] from it.
+of positions, and reads value_up[h] [c; 1] from it. In a class without biases there are no ones, and c is normalised.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,13 +20,14 @@ class LatentWeights:
     q_rope: Tensor
     """[num_heads, rope_dim, hidden_size], likewise"""
     rope_key: Tensor
-    """[1, rope_dim, hidden_size + 1]; as of q_rope, the first components of all pairs and then the second ones"""
+    """[1, rope_dim, hidden_size + 1], or without the last column; as of q_rope, the first components of all pairs and
+    then the second ones"""
     latent: Tensor
-    """[1, rank, hidden_size + 1]"""
+    """[1, rank, hidden_size + 1], likewise"""
     key_up: Tensor
-    """[num_heads, still_dim, rank + 1]"""
+    """[num_heads, still_dim, rank + 1], likewise"""
     value_up: Tensor
-    """[num_heads, head_dim, rank + 1]"""
+    """[num_heads, head_dim, rank + 1], likewise"""
     o: Tensor
     """[num_heads, hidden_size, head_dim]"""
 
@@ -46,13 +47,3 @@ class LatentWeights:
     def num_heads(self) -> int:
         """Query heads."""
         return self.q_rope.shape[0]
-
-    @property
-    def rank(self) -> int:
-        """Of the latent; one channel less than is cached."""
-        return self.latent.shape[1]
-
-    @property
-    def has_query_bias(self) -> bool:
-        """Whether queries have one more column, for a bias."""
-        return self.q_rope.shape[2] == self.latent.shape[2]

@@ -43,7 +43,7 @@ def measured(seed: int = 1, tokens: int = 200) -> tuple[Moments, torch.Tensor]:
 
 
 def asked(rank: int) -> Factors:
-    return Factors(pairs=ALL, rank=rank, scale=DIM**-0.5)
+    return Factors(pairs=ALL, rank=rank, scale=DIM**-0.5, centred=True)
 
 
 @pytest.mark.parametrize("rank", [1, 5, 17])
