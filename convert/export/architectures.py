@@ -1,7 +1,8 @@
 """What llama.cpp calls the models that are exported, and what it must be told of one: sizes and rotary settings.
 
 llama.cpp's own converter writes a phi as if it had as many KV heads as query heads, and no rotary base; its engine
-reads both. So phi is here, and llama and qwen2 beside it, which need nothing else.
+reads both. So phi is here, deepseek_v3 with dense layers alone, whose queries its engine wants otherwise, and llama and
+qwen2 beside them, which need nothing else.
 """
 
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gqa.convert.errors import UserError
+from gqa.convert.export.latent import check_dense, describe_latent
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -29,6 +31,8 @@ class Architecture:
     """whether rotary pairs lie beside each other, where transformers has them half a head apart"""
     norm: str = "rms"
     """rms or layer"""
+    latent: bool = False
+    """whether its attention is latent"""
 
 
 ARCHITECTURES = {
@@ -37,6 +41,7 @@ ARCHITECTURES = {
     "phi": Architecture(
         name="PHI2", activations=frozenset({"gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast"}), norm="layer"
     ),
+    "deepseek_v3": Architecture(name="DEEPSEEK2", activations=frozenset({"silu"}), latent=True),
 }
 
 
@@ -49,7 +54,7 @@ def architecture_for(config: "PreTrainedConfig") -> Architecture:
     if config.model_type == "youtu":
         raise UserError(
             "a youtu is not exported: llama.cpp has no biases in latent attention, which keep their constant there; "
-            "serve it with transformers, or convert to fewer KV heads instead"
+            "convert again with --model-type deepseek_v3, or serve it with transformers"
         )
     found = ARCHITECTURES.get(config.model_type)
     if found is None:
@@ -59,6 +64,8 @@ def architecture_for(config: "PreTrainedConfig") -> Architecture:
     kind = config.rope_parameters["rope_type"]
     if kind not in ("default", "linear"):
         raise UserError(f"rotary settings of type {kind} are not exported; {OTHERS}")
+    if found.latent:
+        check_dense(config)
     for setting in ("use_sliding_window", "qk_layernorm"):
         if getattr(config, setting, False):
             raise UserError(f"config.json says {setting}, which llama.cpp does not know of a {config.model_type}")
@@ -72,17 +79,21 @@ def head_dim(config: "PreTrainedConfig") -> int:
 
 def describe(writer: "GGUFWriter", config: "PreTrainedConfig", architecture: Architecture) -> None:
     """Write the sizes and the rotary settings."""
-    rope, size = config.rope_parameters, head_dim(config)
+    rope = config.rope_parameters
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_vocab_size(config.vocab_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(size)
-    writer.add_value_length(size)
-    writer.add_rope_dimension_count(int(size * rope.get("partial_rotary_factor", 1.0)))
+    if architecture.latent:
+        describe_latent(writer, config)
+    else:
+        size = head_dim(config)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_key_length(size)
+        writer.add_value_length(size)
+        writer.add_rope_dimension_count(int(size * rope.get("partial_rotary_factor", 1.0)))
     writer.add_rope_freq_base(float(rope["rope_theta"]))
     if rope["rope_type"] == "linear":
         _scale_linearly(writer, float(rope["factor"]))

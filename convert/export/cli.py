@@ -19,7 +19,7 @@ app = command_app()
 def export_command(
     form: Annotated[str, typer.Argument(metavar="FORMAT", help="gguf.", autocompletion=lambda: ["gguf"])],
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A checkpoint, here or on the Hub: a llama, a qwen2 or a phi.")
+        Path, typer.Argument(metavar="DIR", help="A checkpoint, here or on the Hub: llama, qwen2, phi or a latent.")
     ],
     output: Annotated[Path, typer.Argument(metavar="FILE", help="What to write.")],
     dtype: Annotated[ExportDtype, typer.Option(help="Of matrices; auto keeps theirs.")] = "auto",
@@ -36,7 +36,8 @@ def export_command(
 ) -> None:
     """Write a checkpoint as one file: as a GGUF, for llama.cpp and what is built on it.
 
-    llama.cpp's own convert_hf_to_gguf.py reads llama and qwen2 checkpoints as well; of a phi it loses the KV heads.
+    llama.cpp's own convert_hf_to_gguf.py reads llama and qwen2 checkpoints as well; of a phi it loses the KV heads, and
+    a latent (gqa-convert --to mla --model-type deepseek_v3) it can't read without queries of low rank.
     Quantise the file with llama-quantize. Needs pip install 'gqa[gguf]'.
 
     \b

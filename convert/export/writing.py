@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,13 @@ from gqa.convert.checkpoint import COMPUTED
 from gqa.convert.directory import check_space, current_umask, disk_errors
 from gqa.convert.errors import UserError, first_line
 from gqa.convert.export.architectures import Architecture, architecture_for, describe, head_dim, names
+from gqa.convert.export.latent import MODEL_TYPE as LATENT
+from gqa.convert.export.latent import latent_pieces
 from gqa.convert.export.options import ExportOptions
+from gqa.convert.export.piece import Piece, stored_dtype
 from gqa.convert.export.vocabulary import add_vocabulary
 from gqa.convert.source import read_config
-from gqa.convert.tensors import TensorEntry, read_entries
+from gqa.convert.tensors import read_entries
 
 if TYPE_CHECKING:
     import torch
@@ -38,17 +42,16 @@ def export_gguf(options: ExportOptions, advance: Callable[[int], None] = lambda 
     _check_output(options)
     config = _configuration(options.directory)
     architecture = architecture_for(config)
-    entries = {name: entry for name, entry in read_entries(options.directory).items() if not name.endswith(COMPUTED)}
-    renamed = _renamed(entries, config, architecture)
-    check_space(options.output, sum(entry.nbytes for entry in entries.values()))
-    partial = options.output.with_name(f".{options.output.name}.partial")
+    pieces = _pieces(config, architecture, options)
+    check_space(options.output, sum(piece.entry.nbytes for piece in pieces.values()))
+    unfinished = options.output.with_name(f".{options.output.name}.partial")
     try:
         with disk_errors(options.output):
-            _write(partial, options, config, architecture, renamed, advance)
-            partial.chmod(0o666 & ~current_umask())
-            partial.replace(options.output)
+            _write(unfinished, options, config, architecture, pieces, advance)
+            unfinished.chmod(0o666 & ~current_umask())
+            unfinished.replace(options.output)
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     return options.output.stat().st_size
 
 
@@ -75,18 +78,21 @@ def _configuration(checkpoint: Path) -> "PreTrainedConfig":
         raise UserError(f"transformers can't read {checkpoint / 'config.json'}: {first_line(error)}") from None
 
 
-def _renamed(
-    entries: dict[str, TensorEntry], config: "PreTrainedConfig", architecture: Architecture
-) -> dict[str, tuple[str, TensorEntry]]:
-    """By the names in the file: the names in the checkpoint, and where the tensors lie."""
+def _pieces(config: "PreTrainedConfig", architecture: Architecture, options: ExportOptions) -> dict[str, Piece]:
+    """What is written, by its name in the file."""
     name_in_file = names(config, architecture)
-    renamed: dict[str, tuple[str, TensorEntry]] = {}
-    for name, entry in entries.items():
-        new = name_in_file(name)
-        if new is None:
-            raise UserError(f"llama.cpp has no place for tensor {name} in a {config.model_type}")
-        renamed[new] = name, entry
-    return renamed
+    written: dict[str, Piece] = {}
+    for name, entry in read_entries(options.directory).items():
+        if name.endswith(COMPUTED):
+            continue
+        make = partial(arranged, name, config=config, architecture=architecture)
+        piece = Piece(name=name, source=name, entry=entry, shape=entry.shape, make=make)
+        for one in latent_pieces(piece, config, options) if config.model_type == LATENT else [piece]:
+            new = name_in_file(one.name)
+            if new is None:
+                raise UserError(f"llama.cpp has no place for tensor {name} in a {config.model_type}")
+            written[new] = one
+    return written
 
 
 def _write(
@@ -94,7 +100,7 @@ def _write(
     options: ExportOptions,
     config: "PreTrainedConfig",
     architecture: Architecture,
-    renamed: dict[str, tuple[str, TensorEntry]],
+    pieces: dict[str, Piece],
     advance: Callable[[int], None],
 ) -> None:
     import gguf
@@ -102,34 +108,24 @@ def _write(
 
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[architecture.name]])
     try:
-        dtypes = {new: stored_dtype(entry, options) for new, (_, entry) in renamed.items()}
-        matrices = [dtypes[new] for new, (_, entry) in renamed.items() if len(entry.shape) > 1]
+        dtypes = {new: stored_dtype(piece.entry, piece.shape, options) for new, piece in pieces.items()}
+        matrices = [dtypes[new] for new, piece in pieces.items() if len(piece.shape) > 1]
         kinds = {torch.float32: "ALL_F32", torch.float16: "MOSTLY_F16", torch.bfloat16: "MOSTLY_BF16"}
         writer.add_file_type(gguf.LlamaFileType[kinds[max(matrices, key=matrices.count)]])
         writer.add_name(options.directory.resolve().name)
         describe(writer, config, architecture)
         add_vocabulary(writer, options.directory, config.vocab_size, options.pre)
-        for new, (_, entry) in renamed.items():
-            _announce(writer, new, entry.shape, dtypes[new])
+        for new, piece in pieces.items():
+            _announce(writer, new, piece.shape, dtypes[new])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for new, (name, entry) in renamed.items():
-            tensor = arranged(name, entry.load(), config, architecture).to(dtypes[new]).contiguous()
+        for new, piece in pieces.items():
+            tensor = piece.make(piece.entry.load()).to(dtypes[new]).contiguous()
             writer.write_tensor_data(_as_numpy(tensor))
-            advance(entry.nbytes)
+            advance(piece.entry.nbytes if piece.name == piece.source else 0)
     finally:
         writer.close()
-
-
-def stored_dtype(entry: TensorEntry, options: ExportOptions) -> "torch.dtype":
-    """Of a tensor in the file: float32 for vectors, and for what GGUF has no type of."""
-    import torch
-
-    if len(entry.shape) < 2:
-        return torch.float32
-    wanted = entry.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
-    return wanted if wanted in (torch.float16, torch.bfloat16) else torch.float32
 
 
 def arranged(

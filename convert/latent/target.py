@@ -87,6 +87,7 @@ class LatentShape:
             "first_k_dense_replace": layers,
             "num_nextn_predict_layers": 0,
             "moe_intermediate_size": 1,
+            "routed_scaling_factor": 1.0,  # by which vLLM divides in float16, experts or not
             **dict.fromkeys(
                 ("n_routed_experts", "num_experts_per_tok", "n_shared_experts", "n_group", "topk_group"), 1
             ),

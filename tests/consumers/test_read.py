@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 from consumers.read import EXPECTED, Reading, missing
 
+from gqa.convert.calibration import CalibrationOptions
+from gqa.convert.latent.plan import LatentOptions
+from gqa.convert.latent.rewrite import convert_latent
 from gqa.convert.plan import ConvertOptions
 from gqa.convert.rewrite import convert
 
@@ -15,20 +18,29 @@ MADE_FROM: dict[str, dict[str, Any]] = {
     "llama": {"rope_parameters": {"rope_type": "default", "rope_theta": 54321.0}},
     "qwen2": {"rope_parameters": {"rope_type": "default", "rope_theta": 54321.0}},
     "phi": {"model_type": "gpt_neox", "rotary_pct": 0.5, "rotary_emb_base": 54321},
+    "deepseek_v3": {"model_type": "llama", "rope_parameters": {"rope_type": "default", "rope_theta": 54321.0}},
 }
 
 
 @pytest.mark.parametrize("reading", EXPECTED, ids=lambda reading: f"{reading.engine}-{reading.model_type}")
 def test_every_setting_is_where_the_engine_looks(
-    reading: Reading, make_checkpoint: Callable[..., Path], tmp_path: Path
+    reading: Reading, make_checkpoint: Callable[..., Path], texts: list[str], tmp_path: Path
 ):
     source = make_checkpoint(**{"model_type": reading.model_type} | MADE_FROM[reading.model_type])
     output = tmp_path / "out"
-    convert(source, output, ConvertOptions(groups=2))
+    if reading.model_type == "deepseek_v3":
+        (tmp_path / "text.txt").write_text("\n\n".join(texts * 9))
+        calibration = CalibrationOptions(
+            data=str(tmp_path / "text.txt"), tokens=256, held_out_tokens=64, sequence_length=16, device="cpu"
+        )
+        options = ConvertOptions(groups=1, method="lowrank", calibration=calibration)
+        convert_latent(source, output, LatentOptions(kv_rank=8, model_type="deepseek_v3"), options)
+    else:
+        convert(source, output, ConvertOptions(groups=2))
     config = json.loads((output / "config.json").read_text(encoding="utf-8"))
     assert config["model_type"] == reading.model_type
     assert list(missing(reading, config)) == []
-    assert (config["num_key_value_heads"], config["rope_theta"]) == (2, 54321)
+    assert (config["num_key_value_heads"], config["rope_theta"]) == (4 if "kv_lora_rank" in config else 2, 54321)
     assert config["torch_dtype"] == config["dtype"] == "float32"
 
 

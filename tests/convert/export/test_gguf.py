@@ -164,8 +164,9 @@ def edit(file: Path, **changes: Any) -> None:
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("config.json", {"model_type": "gemma"}, "gemma is not exported, only llama, qwen2, phi"),
-    ("config.json", {"model_type": "youtu"}, "llama.cpp has no biases in latent attention"),
+    ("config.json", {"model_type": "gemma"}, "gemma is not exported, only llama, qwen2, phi, deepseek_v3"),
+    ("config.json", {"model_type": "youtu"}, "convert again with --model-type deepseek_v3"),
+    ("config.json", {"model_type": "deepseek_v3"}, "only what gqa-convert --to mla makes is exported"),
     ("config.json", {"hidden_act": "relu"}, "llama.cpp does not compute relu in a llama"),
     (
         "config.json",

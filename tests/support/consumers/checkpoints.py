@@ -1,7 +1,8 @@
 """The checkpoints that engines are given: what `gqa-convert` makes of two small models that have learnt to write code.
 
-A llama, and a GPT-NeoX with layers like Pythia's, which becomes phi. Both are trained here from nothing in about a
-minute. Their rotary bases are no defaults, so an engine that loses the value on its way shows at once.
+A llama, which also becomes a deepseek_v3 with a latent, and a GPT-NeoX with layers like Pythia's, which becomes phi.
+Both are trained here from nothing in about a minute. Their rotary bases are no defaults, so an engine that loses the
+value on its way shows at once.
 """
 
 import subprocess
@@ -49,7 +50,9 @@ TRAINING: dict[str, Any] = {
 
 
 def make_checkpoints(work: Path, say: Callable[[str], None]) -> dict[str, Path]:
-    """Convert both models at two numbers of KV heads; what stands in `work` already is taken as it is.
+    """Convert both models at two numbers of KV heads, and the llama to a latent.
+
+    What stands in `work` already is taken as it is.
 
     Returns:
         The directories by the names that the matrix gives them; a name begins with the model type.
@@ -60,7 +63,22 @@ def make_checkpoints(work: Path, say: Callable[[str], None]) -> dict[str, Path]:
         for groups in (2, 1):
             output = work / f"{becomes}-gqa{groups}"
             made[f"{becomes}, 4 heads to {groups}"] = converted(source, output, groups, say)
+        if becomes == "llama":
+            made["deepseek_v3, 4 heads to a latent"] = latent(source, work, say)
     return made
+
+
+def latent(source: Path, work: Path, say: Callable[[str], None]) -> Path:
+    """`source` with half of its cache as a latent, in the class that engines know."""
+    from gqa.recipes.demo.corpus import TRAIN
+
+    output = work / "deepseek_v3-mla"
+    if not output.exists():
+        say(f"converting {source.name} to a latent")
+        command = [sys.executable, "-m", "gqa.convert", str(source), "-o", str(output), "--to", "mla", "-q"]
+        text = ["--calibration", str(work / "corpus" / TRAIN), "--calibration-tokens", "8192"]
+        subprocess.run([*command, "--model-type", "deepseek_v3", "--kv-budget", "0.5", *text], check=True)
+    return output
 
 
 def converted(source: Path, output: Path, groups: int, say: Callable[[str], None]) -> Path:

@@ -1,7 +1,8 @@
 """Engines that can't run here, because they need a GPU: what their source takes from a checkpoint, read, not run.
 
 What can be checked without them is: each setting that their model code takes from config.json stands in ours, spelt as
-they spell it. `EXPECTED` is what their published source reads (vLLM's and SGLang's llama.py, qwen2.py and phi.py).
+they spell it. `EXPECTED` is what their published source reads (vLLM's and SGLang's llama.py, qwen2.py and phi.py, and
+vLLM's deepseek_v2.py and MLACommonBackend).
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,18 @@ _DECODER = (
 )
 _RMS = (*_DECODER, "hidden_act", "rms_norm_eps")
 _PHI = (*_DECODER, "hidden_act", "layer_norm_eps", "partial_rotary_factor", "rope_parameters.partial_rotary_factor")
+_LATENT = (
+    *_RMS,
+    "first_k_dense_replace",
+    "kv_lora_rank",
+    "n_routed_experts",
+    "n_shared_experts",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "rope_parameters.rope_type",
+    "routed_scaling_factor",
+    "v_head_dim",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +56,13 @@ class Reading:
 
 _OWN = "num_key_value_heads is honoured"
 _NOT = "its own class makes as many KV heads as query heads: serve with `--model-impl transformers`"
+_SIZES = "caches the latent and the rotary key; its kernels take 512 + 64 or 256 + 64 numbers (--kv-rank, --rope-dim)"
 
 EXPECTED = [
     Reading(engine="vLLM", model_type="llama", keys=_RMS, kv_heads=True, note=_OWN),
     Reading(engine="vLLM", model_type="qwen2", keys=_RMS, kv_heads=True, note=_OWN),
     Reading(engine="vLLM", model_type="phi", keys=_PHI, kv_heads=False, note=_NOT),
+    Reading(engine="vLLM", model_type="deepseek_v3", keys=_LATENT, kv_heads=True, note=_SIZES),
     Reading(engine="SGLang", model_type="llama", keys=_RMS, kv_heads=True, note=_OWN),
     Reading(engine="SGLang", model_type="qwen2", keys=_RMS, kv_heads=True, note=_OWN),
     Reading(engine="SGLang", model_type="phi", keys=_PHI, kv_heads=False, note=_NOT),
