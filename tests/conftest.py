@@ -44,6 +44,15 @@ def texts() -> list[str]:
     return list(TEXTS)
 
 
+@pytest.fixture
+def calibration_text(tmp_path: Path, texts: list[str]) -> Path:
+    """A .jsonl file of many short documents, no two the same."""
+    path = tmp_path / "text.jsonl"
+    rows = [{"text": f"{number}: {text}"} for number in range(40) for text in texts]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 @pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
     def make(*, adds_bos: bool = False, bos_token: str | None = "<bos>", **special: Any) -> PreTrainedTokenizerFast:

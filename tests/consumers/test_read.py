@@ -24,15 +24,13 @@ MADE_FROM: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("reading", EXPECTED, ids=lambda reading: f"{reading.engine}-{reading.model_type}")
 def test_every_setting_is_where_the_engine_looks(
-    reading: Reading, make_checkpoint: Callable[..., Path], texts: list[str], tmp_path: Path
+    reading: Reading, make_checkpoint: Callable[..., Path], calibration_text: Path, tmp_path: Path
 ):
     source = make_checkpoint(**{"model_type": reading.model_type} | MADE_FROM[reading.model_type])
     output = tmp_path / "out"
     if reading.model_type == "deepseek_v3":
-        (tmp_path / "text.txt").write_text("\n\n".join(texts * 9))
-        calibration = CalibrationOptions(
-            data=str(tmp_path / "text.txt"), tokens=256, held_out_tokens=64, sequence_length=16, device="cpu"
-        )
+        text = str(calibration_text)
+        calibration = CalibrationOptions(data=text, tokens=256, held_out_tokens=64, sequence_length=16, device="cpu")
         options = ConvertOptions(groups=1, method="lowrank", calibration=calibration)
         convert_latent(source, output, LatentOptions(kv_rank=8, model_type="deepseek_v3"), options)
     else:

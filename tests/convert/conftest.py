@@ -1,6 +1,5 @@
 """Tiny real checkpoints of every family, made by transformers' own classes with every parameter randomised."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -311,15 +310,6 @@ def state(path: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def state_of() -> Callable[[Path], dict[str, torch.Tensor]]:
     return state
-
-
-@pytest.fixture
-def calibration_text(tmp_path: Path, texts: list[str]) -> Path:
-    """A .jsonl file of many short documents, no two the same."""
-    path = tmp_path / "text.jsonl"
-    rows = [{"text": f"{number}: {text}"} for number in range(40) for text in texts]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture
