@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from gqa.convert.calibration import CalibrationOptions
 from gqa.convert.latent.plan import LatentOptions
 from gqa.convert.latent.rewrite import convert_latent
 from gqa.convert.plan import ConvertOptions
@@ -12,16 +14,21 @@ from gqa.convert.provenance import read_stages
 from gqa.uptrain import uptrain
 
 
-def test_learns_from_its_parent_and_resumes(make_checkpoint, configured, metrics_of, tmp_path: Path):
+@pytest.mark.parametrize("model_type", ["youtu", "deepseek_v3"])
+def test_learns_from_its_parent_and_resumes(
+    model_type: str, make_checkpoint, configured, metrics_of, data: Path, tmp_path: Path
+):
     source, latent = make_checkpoint(num_key_value_heads=4), tmp_path / "latent"
-    convert_latent(source, latent, LatentOptions(kv_budget=0.25), ConvertOptions(groups=1, method="lowrank"))
+    calibration = CalibrationOptions(data=str(data), tokens=256, held_out_tokens=64, sequence_length=16, device="cpu")
+    options = ConvertOptions(groups=1, method="lowrank", calibration=calibration)
+    convert_latent(source, latent, LatentOptions(kv_budget=0.25, model_type=model_type), options)
     result = uptrain(configured(checkpoint=str(latent), max_steps=12, learning_rate=3e-3))
     lines = metrics_of(Path(f"{result.output}.run"))
     steps = [line for line in lines if "grad_norm" in line]
     assert all(step["grad_norm"] < 100 for step in steps)  # what reads the constant is no steeper than the rest
     assert steps[-1]["loss"] < steps[0]["loss"]
     (old, new) = (AutoModelForCausalLM.from_pretrained(path) for path in (latent, result.output))
-    assert new.config.model_type == "youtu"
+    assert new.config.model_type == model_type
     assert [stage["stage"] for stage in read_stages(result.output)] == ["convert", "uptrain"]
     moved = {name for name, part in new.state_dict().items() if not torch.equal(part, old.state_dict()[name])}
     for part in ("kv_a_proj_with_mqa", "kv_b_proj", "q_proj", "o_proj"):
