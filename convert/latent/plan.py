@@ -1,7 +1,7 @@
 """What a conversion to latent attention is going to do, worked out before anything is spent on it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -240,19 +240,12 @@ def plan_latent(
     heads, rotation = source.shape, source.freedoms[0].rotation
     divisions = latent.divisions(2 * heads.num_kv_heads * heads.head_dim, heads.head_dim)
     scale = score_factor(config) * heads.head_dim**-0.5
-    if latent.model_type == "deepseek_v3" and options.calibration is None:
-        raise UserError(
-            "a deepseek_v3 needs --calibration: its norm divides a latent by a length that only text tells; without, "
-            "leave --model-type out, for a youtu"
-        )
-    if latent.model_type == "deepseek_v3" and divisions[0][0] > heads.hidden_size:
-        raise UserError(
-            f"kv_rank is {divisions[0][0]}, more than the {heads.hidden_size} of hidden_size; ask for no more"
-        )
     if latent.model_type == "youtu":
         kv_rank, rope_dim, pairs = divided(source, divisions, scale, progress)
     else:
-        (kv_rank, rope_dim), pairs = divisions[0], tuple(range(0, rotation.pairs, heads.head_dim // divisions[0][1]))
+        kv_rank, rope_dim = divisions[0]
+        pairs = tuple(range(0, rotation.pairs, heads.head_dim // rope_dim))
+        _check_normed(kv_rank, source)
     shape = LatentShape(
         model_type=latent.model_type,
         hidden_size=heads.hidden_size,
@@ -275,14 +268,35 @@ def plan_latent(
     )
     unused = 1 if shape.has_constant else spare_channels(kv_rank)
     merged = [_attention(source, layer, shape) for layer in range(heads.num_layers)]
+    tensors = list(_in_writing_order(source, merged))
+    if not shape.has_constant and written["tie_word_embeddings"]:
+        tensors += _head(tensors)
+        written["tie_word_embeddings"] = False
     return LatentPlan(
         source=source,
         shape=shape,
         factors=Factors(pairs=pairs, rank=kv_rank - unused, scale=scale, centred=shape.has_constant),
         config=converted_config(written, {}, options.dtype),
         merged=merged,
-        tensors=list(_in_writing_order(source, merged)),
+        tensors=tensors,
     )
+
+
+def _check_normed(kv_rank: int, source: Plan) -> None:
+    """Refuse a latent that can't be fitted to the norm behind it.
+
+    Raises:
+        UserError: nothing is known of what enters, or it has fewer components than the latent.
+    """
+    if source.options.calibration is None:
+        raise UserError(
+            "a deepseek_v3 needs --calibration: its norm divides a latent by a length that only text tells; without, "
+            "leave --model-type out, for a youtu"
+        )
+    if kv_rank > source.shape.hidden_size:
+        raise UserError(
+            f"kv_rank is {kv_rank}, more than the {source.shape.hidden_size} of hidden_size; ask for no more"
+        )
 
 
 def _attention(source: Plan, layer: int, shape: LatentShape) -> list[OutputTensor]:
@@ -292,6 +306,13 @@ def _attention(source: Plan, layer: int, shape: LatentShape) -> list[OutputTenso
     there = not shape.has_constant or any(tensor.name == prefix + bias for tensor in source.tensors)
     shapes = shape.tensors() | ({} if there else {bias: (shape.hidden_size,)})
     return [OutputTensor(name=prefix + name, dtype=dtype, shape=size, source=None) for name, size in shapes.items()]
+
+
+def _head(tensors: list[OutputTensor]) -> list[OutputTensor]:
+    """The output's weights, where they were the embeddings: not all engines know a deepseek_v3 that has them tied."""
+    by_name = {tensor.name: tensor for tensor in tensors}
+    head = "lm_head.weight"
+    return [] if head in by_name else [replace(by_name["model.embed_tokens.weight"], name=head)]
 
 
 def _in_writing_order(source: Plan, merged: list[list[OutputTensor]]) -> Iterator[OutputTensor]:

@@ -117,9 +117,9 @@ def family(shape: LatentShape) -> Family:
 
 def tensors_of(weights: LatentWeights, shape: LatentShape) -> dict[str, Tensor]:
     """The attention's tensors by name, all but the output's bias, which is not its own. Gradients flow through."""
-    keys = torch.cat([weights.key_up, weights.value_up], dim=1).flatten(0, 1)  # [heads * (still + head), rank (+ 1)]
+    up = torch.cat([weights.key_up, weights.value_up], dim=1).flatten(0, 1)  # [heads * (still + head), rank (+ 1)]
     make = _with_constant if shape.has_constant else _normed
-    return make(weights, shape, keys) | {"o_proj.weight": weights.o.transpose(0, 1).flatten(1)}
+    return make(weights, shape, up) | {"o_proj.weight": weights.o.transpose(0, 1).flatten(1)}
 
 
 def _normed(weights: LatentWeights, shape: LatentShape, up: Tensor) -> dict[str, Tensor]:

@@ -52,6 +52,18 @@ def test_an_engine_that_ends_early_could_not_read(asked: Callable[[str], Row]):
     assert worse(row, "agrees")
 
 
+def test_a_checkpoint_that_ends_the_engine_says_nothing_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(program, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(Engine, "path", tmp_path / "script.py")
+    ends = "import json, sys\nif 'phi' in json.load(open(sys.argv[1]))['checkpoints']: sys.exit('aborted')\n"
+    (tmp_path / "script.py").write_text(ends + HONEST.format(path=sys.path))
+    checkpoints = {name: tmp_path / name for name in ("llama", "phi", "qwen2")}
+    said = program.run(ENGINES[0], Path(sys.executable), checkpoints)
+    assert said["version"].startswith("pytest")
+    assert said["answers"].pop("phi") == {"error": "the process ended early: aborted"}
+    assert [answers[0]["continuation"] for answers in said["answers"].values()] == [[0], [0]]
+
+
 def test_an_engine_that_takes_too_long_is_not_run(asked: Callable[[str], Row], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(program, "PATIENCE", 0.2)
     row = asked("import time; time.sleep(60)")

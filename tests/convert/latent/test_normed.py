@@ -157,6 +157,20 @@ def test_config_json_is_what_engines_read_and_the_fit_helps(small, calibration_t
         assert layer["fit"]["held_out_after"] < layer["fit"]["held_out_before"]
 
 
+@torch.no_grad()
+def test_embeddings_that_are_the_outputs_weights_too_are_written_twice(
+    make_checkpoint, calibration_text, tmp_path, load
+):
+    """Not all engines know that they are the same."""
+    tied = make_checkpoint(num_attention_heads=4, num_key_value_heads=4, head_dim=8, tie_word_embeddings=True)
+    sizes = LatentOptions(kv_rank=16, rope_dim=8, model_type="deepseek_v3")
+    plan = convert_latent(tied, tmp_path / "out", sizes, calibrated(calibration_text))
+    model = load(tmp_path / "out")
+    assert not model.config.tie_word_embeddings
+    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+    assert plan.total_bytes == sum(tensor.nbytes for tensor in model.state_dict().values())
+
+
 @pytest.mark.parametrize("rope_dim", [8, 4])
 def test_a_narrower_key_turns_as_every_other_pair_of_a_head_does(rope_dim, small, calibration_text, tmp_path, load):
     sizes = LatentOptions(kv_rank=16, rope_dim=rope_dim, model_type="deepseek_v3")
