@@ -222,7 +222,7 @@ def main(
             sized = replace(plan, shape=replace(plan.shape, kv_rank=rank, rope_dim=way.rope_dim))
             unused = {"rope_type": "default", "rope_theta": 1e4}  # every layer is given its angles
             unused = {"rope_parameters": unused, "rope_scaling": None}
-            sized = replace(sized, config={**plan.config, **sized.shape.settings(), **unused})
+            sized = replace(sized, config={**plan.config, **sized.shape.settings(len(moments)), **unused})
             gap = loss(model_of(sized, way, moments, original), windows) - least
             typer.echo(f"| {plan.shape.cached} | {way.name} | {way.rope_dim} | {gap:.4f} |")
 

@@ -66,8 +66,9 @@ ENGINES = [
         packages=("xllamacpp>=2026.10", "sentencepiece>=0.2"),
         sources={"llama-cpp-python": tuple(f"{_LLAMA_CPP}{name}" for name in _CONVERTER)},
         note="`convert_hf_to_gguf.py CKPT --outfile OUT.gguf --outtype f32`. It writes a phi as if it had as many KV "
-        "heads as query heads, which its engine then can't load. It knows the tokenizers of published models; of those "
-        "trained here it is told that they cut words as GPT-2's does.",
+        "heads as query heads, which its engine then can't load; of a deepseek_v3 the engine wants queries of low "
+        "rank, and ends where there are none. It knows the tokenizers of published models; of those trained here it is "
+        "told that they cut words as GPT-2's does.",
     ),
     Engine(
         name="llama.cpp, by gqa-export",
