@@ -57,10 +57,12 @@ def what_was_done(facts: Facts) -> list[str]:
 def _conversion(facts: Facts, stage: Mapping[str, Any]) -> Iterator[str]:
     before, after = stage["kv_heads_before"], stage["kv_heads_after"]
     if latent := stage.get("latent"):
+        is_constant = stage["model_type"] == "youtu"  # one of the numbers
+        size = f"{latent['kv_rank'] - is_constant} numbers{' and a constant' * is_constant}"
         yield (
             "Of keys, what depends on positions became one rotary key, which all heads read; the rest and all values "
-            f"became one latent of {latent['kv_rank'] - 1} numbers and a constant, by a joint low-rank factorisation "
-            f"(`--to mla`). The weights are those of a {stage['model_type']} checkpoint."
+            f"became one latent of {size}, by a joint low-rank factorisation (`--to mla`). The weights are those of a "
+            f"{stage['model_type']} checkpoint."
         )
     else:
         yield from _change_of_class(stage)
@@ -171,7 +173,9 @@ def limits(facts: Facts) -> list[str]:
         for stage in facts.conversions
         for reason in stage.get("restrictions") or []
     ]
-    if after and max(after) > 1:
+    if facts.latent:
+        lines.append("Under tensor parallelism every device caches the whole latent.")
+    elif after and max(after) > 1:
         lines.append(f"For tensor parallelism, a number of devices that divides {span(after)} wastes no memory.")
     lines.append("What the original's card says of intended use, biases and risks holds here too.")
     return lines

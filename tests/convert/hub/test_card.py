@@ -146,13 +146,17 @@ def test_code_of_our_own_is_said_with_how_to_load_it(model_type, auto_class, tag
     assert card.data.pipeline_tag == tag
 
 
-def test_latent_attention():
+@pytest.mark.parametrize(
+    ("model_type", "size"), [("youtu", "95 numbers and a constant, by"), ("deepseek_v3", "96 numbers, by")]
+)
+def test_latent_attention(model_type, size):
     sizes = {"kv_rank": 96, "rope_dim": 48}
-    stage = conversion(kv_heads_after=[8, 8], model_type="youtu", rewritten_from="llama", method="latent", latent=sizes)
-    card = card_of(stages=[stage], config={"model_type": "youtu"})
+    made = {"model_type": model_type, "rewritten_from": "llama", "method": "latent", "latent": sizes}
+    card = card_of(stages=[conversion(kv_heads_after=[8, 8], **made)], config={"model_type": model_type})
     assert card.data.tags == ["mla"]
     assert "multi-head latent attention in place of 8 key/value heads: a latent of 96 numbers and a rotary" in card.text
-    assert "one latent of 95 numbers and a constant" in card.text
+    assert f"one latent of {size} a joint low-rank factorisation" in card.text
+    assert "every device caches the whole latent" in card.text
     assert "No class of transformers holds" not in card.text
     assert "KV heads went from" not in card.text
     assert "expect it to be worse" in card.text
