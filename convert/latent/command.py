@@ -96,6 +96,7 @@ class LatentCommand:
         seconds = time.monotonic() - started
         compared = f"{source} {target}" if plan.source.original_runs else str(target)
         console.print(f"Wrote {target} in {seconds:.1f} s.", soft_wrap=True)
+        console.print(_readers(plan, target), soft_wrap=True, highlight=False)
         show_what_follows(plan.options, target, console, compared=compared, data="TEXT")
         return plan.to_json() | {"output": str(target)}
 
@@ -129,6 +130,13 @@ def _show_sizes(plan: LatentPlan, console: Console) -> None:
         soft_wrap=True,
         highlight=False,
     )
+
+
+def _readers(plan: LatentPlan, target: Path) -> str:
+    """Who runs the result."""
+    if plan.shape.has_constant:
+        return "Only transformers runs it; what llama.cpp, mlx-lm and vLLM run is made with --model-type deepseek_v3."
+    return f"Engines run it too; for llama.cpp: gqa-export gguf {target} {target.name}.gguf"
 
 
 def _show_damages(damages: list[Damage], console: Console, *, every_layer: bool) -> None:

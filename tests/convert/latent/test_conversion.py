@@ -54,6 +54,14 @@ def test_the_command_writes_what_it_says_and_leaves_the_input_alone(small, tmp_p
         assert torch.equal(state[name], state_of(small)[name])
 
 
+def test_the_command_says_who_runs_the_result(small, calibration_text, tmp_path):
+    sizes = ["--to", "mla", "--kv-budget", 0.5, small]
+    assert "Only transformers runs it" in run(*sizes, "-o", tmp_path / "one")
+    text = ["--calibration", calibration_text, "--calibration-tokens", 256, "--sequence-length", 16]
+    said = run(*sizes, *text, "--model-type", "deepseek_v3", "-o", tmp_path / "other")
+    assert f"gqa-export gguf {tmp_path / 'other'} other.gguf" in said
+
+
 def test_gqa_json_says_what_was_done(small, tmp_path):
     plan = convert_latent(small, tmp_path / "out", SMALL, PLAIN)
     (stage,) = read_stages(tmp_path / "out")
