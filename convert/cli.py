@@ -43,7 +43,9 @@ def convert_command(
     ] = None,
     model_type: Annotated[
         str,
-        typer.Option(help="For --to mla: youtu, which loses least, or deepseek_v3, which engines know."),
+        typer.Option(
+            metavar="TYPE", help="For --to mla: youtu, which loses least, or deepseek_v3, which engines know."
+        ),
     ] = "youtu",
     max_loss: Annotated[
         float | None,
