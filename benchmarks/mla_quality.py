@@ -124,7 +124,7 @@ def plot(results: dict[str, Result], path: Path) -> None:
     axes.set_xticks([], minor=True)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper right", fontsize=9)
+    axes.legend(frameon=False, loc="lower left", fontsize=9)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
