@@ -36,7 +36,8 @@ def convert_command(
         float | None, typer.Option(metavar="SHARE", help="Instead: the share of the KV cache to keep, 0.25 say.")
     ] = None,
     kv_rank: Annotated[
-        int | None, typer.Option(metavar="N", help="For --to mla: numbers of a token's latent, one of them constant.")
+        int | None,
+        typer.Option(metavar="N", help="For --to mla: numbers of a token's latent, in a youtu one of them constant."),
     ] = None,
     rope_dim: Annotated[
         int | None, typer.Option(metavar="N", help="For --to mla: numbers of a token's rotary key.")

@@ -2,8 +2,8 @@
 
 Its engine reads keys' and values' maps out of the latent one after the other, so that queries take on the one and the
 sums of latents the other: what is cached is all that attention touches. It knows no queries but those of low rank, with
-a norm within (but of 26 or 27 layers, where it knows no others). What enters attention has a norm behind it already,
-whose weight is undone: so at full rank that norm divides by one.
+a norm within, but for some numbers of layers, where it knows no others. What enters attention has a norm behind it
+already, whose weight is undone: so at full rank that norm divides by one.
 """
 
 from typing import TYPE_CHECKING
@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     from gqa.convert.export.options import ExportOptions
 
 MODEL_TYPE = "deepseek_v3"
-_PLAIN_QUERIES = (26, 27)
-"""numbers of layers by which llama.cpp tells that queries are not of low rank"""
+
+
+def has_plain_queries(config: "PreTrainedConfig") -> bool:
+    """Whether llama.cpp takes it, by its sizes, for one of the models whose queries are not of low rank."""
+    layers = config.num_hidden_layers
+    return layers in (26, 27) or (layers, config.vocab_size) == (48, 128256)
 
 
 def check_dense(config: "PreTrainedConfig") -> None:
@@ -49,7 +53,7 @@ def describe_latent(writer: "GGUFWriter", config: "PreTrainedConfig") -> None:
     writer.add_leading_dense_block_count(config.num_hidden_layers)
     writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     writer.add_expert_shared_count(config.n_shared_experts)
-    if config.num_hidden_layers not in _PLAIN_QUERIES:
+    if not has_plain_queries(config):
         writer.add_q_lora_rank(config.hidden_size)
 
 
@@ -58,7 +62,7 @@ def latent_pieces(piece: Piece, config: "PreTrainedConfig", options: "ExportOpti
     stem, _, name = piece.name.rpartition("layers.")[2].partition(".")[2].rpartition(".")
     if stem == "self_attn.kv_b_proj":
         return _apart(piece, config)
-    if config.num_hidden_layers in _PLAIN_QUERIES:
+    if has_plain_queries(config):
         return [piece]
     if stem == "self_attn.q_proj":
         return [piece.renamed("q_proj", "q_b_proj")]
@@ -90,9 +94,13 @@ def _undone(piece: Piece, options: "ExportOptions") -> list[Piece]:
     dtype = stored_dtype(piece.entry, (size, size), options)
 
     def inverse(weight: torch.Tensor) -> torch.Tensor:
-        if not weight.all():
-            raise UserError(f"{piece.source} has zeros, where llama.cpp's queries need a norm that can be undone")
-        return (1 / weight.float()).to(dtype)
+        found = (1 / weight.float()).to(dtype)
+        if not (found.isfinite() & (found != 0)).all():
+            raise UserError(
+                f"{piece.source} has zeros, or what is too near or far for {str(dtype).removeprefix('torch.')}, where "
+                "llama.cpp's queries need a norm that can be undone"
+            )
+        return found
 
     return [
         piece.made("input_layernorm", "self_attn.q_a_proj", (size, size), lambda weight: inverse(weight).diag()),

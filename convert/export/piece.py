@@ -1,5 +1,6 @@
 """What is written: a tensor of the file, and how it is made of one of the checkpoint."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -25,6 +26,10 @@ class Piece:
     """where that lies"""
     shape: tuple[int, ...]
     make: "Make"
+
+    def nbytes(self, options: ExportOptions) -> int:
+        """What it takes in the file."""
+        return math.prod(self.shape) * stored_dtype(self.entry, self.shape, options).itemsize
 
     def renamed(self, old: str, new: str) -> "Piece":
         """The same under another name."""

@@ -43,7 +43,7 @@ def export_gguf(options: ExportOptions, advance: Callable[[int], None] = lambda 
     config = _configuration(options.directory)
     architecture = architecture_for(config)
     pieces = _pieces(config, architecture, options)
-    check_space(options.output, sum(piece.entry.nbytes for piece in pieces.values()))
+    check_space(options.output, sum(piece.nbytes(options) for piece in pieces.values()))
     unfinished = options.output.with_name(f".{options.output.name}.partial")
     try:
         with disk_errors(options.output):

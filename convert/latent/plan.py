@@ -51,7 +51,7 @@ class LatentOptions:
     kv_budget: float | None = None
     """the share of the KV cache to keep"""
     kv_rank: int | None = None
-    """numbers of a token's latent, one of which is constant; in place of the share"""
+    """numbers of a token's latent, of which in a youtu one is constant; in place of the share"""
     rope_dim: int | None = None
     """numbers of a token's rotary key (default: as many as a head has beside a `kv_rank`; of a share what is predicted
     to lose least, between five sixteenths and a half; of a deepseek_v3 as many as a head has, halved until they are at

@@ -8,10 +8,11 @@ import pytest
 import torch
 from edits import edit_tensors
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from gqa.convert.calibration import CalibrationOptions
 from gqa.convert.errors import UserError
+from gqa.convert.export.latent import has_plain_queries
 from gqa.convert.export.options import ExportOptions
 from gqa.convert.export.writing import export_gguf
 from gqa.convert.latent.plan import LatentOptions
@@ -57,6 +58,16 @@ def test_the_file_says_how_large_the_cache_is_and_that_there_are_no_experts(late
     assert "expert_count" not in found
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_space_that_is_asked_for_is_what_its_tensors_take(dtype, latent, monkeypatch):
+    asked: list[int] = []
+    monkeypatch.setattr("gqa.convert.export.writing.check_space", lambda _, size: asked.append(size))
+    directory = latent()
+    written(directory, dtype=dtype)
+    reader = gguf.GGUFReader(directory.parent / "model.gguf")
+    assert asked == [sum(int(item.n_bytes) for item in reader.tensors)]
+
+
 def test_its_tensors_compute_what_the_class_does(latent):
     directory = latent()
     _, tensors = written(directory)
@@ -86,6 +97,14 @@ def test_what_is_rounded_of_the_norm_that_is_undone_is_put_right_behind_it(laten
     assert undone.count_nonzero() == HIDDEN
 
 
+@pytest.mark.parametrize(
+    ("layers", "vocabulary", "plain"), [(26, 320, 1), (27, 320, 1), (48, 128256, 1), (48, 320, 0), (28, 128256, 0)]
+)
+def test_by_its_sizes_llama_cpp_knows_who_has_plain_queries(layers, vocabulary, plain):
+    sizes = {"num_hidden_layers": layers, "vocab_size": vocabulary}
+    assert has_plain_queries(AutoConfig.for_model("deepseek_v3", **sizes)) == plain
+
+
 def test_where_llama_cpp_wants_plain_queries_they_are(latent):
     said, tensors = written(latent(num_hidden_layers=26))
     assert "deepseek2.attention.q_lora_rank" not in said
@@ -93,9 +112,10 @@ def test_where_llama_cpp_wants_plain_queries_they_are(latent):
     assert "blk.7.attn_q_a.weight" not in tensors
 
 
-def test_a_norm_that_can_not_be_undone_is_refused(latent):
+@pytest.mark.parametrize(("value", "dtype"), [(0.0, "float32"), (1e-6, "float16"), (1e9, "float16")])
+def test_a_norm_that_can_not_be_undone_is_refused(value, dtype, latent):
     directory = latent()
-    edit_tensors(directory, lambda tensors: tensors["model.layers.1.input_layernorm.weight"][3].zero_())
-    with pytest.raises(UserError, match=r"layers\.1\.input_layernorm.* has zeros"):
-        written(directory)
+    edit_tensors(directory, lambda tensors: tensors["model.layers.1.input_layernorm.weight"][3].fill_(value))
+    with pytest.raises(UserError, match=rf"layers\.1\.input_layernorm.* has zeros, or .* for {dtype}"):
+        written(directory, dtype=dtype)
     assert not list(directory.parent.glob("*.gguf"))

@@ -31,10 +31,10 @@ def calibrated(text: Path, **more: object) -> ConvertOptions:
     return replace(ConvertOptions(groups=1, method="lowrank", calibration=calibration), **more)
 
 
-@pytest.fixture
-def one_key(make_checkpoint) -> Path:
+@pytest.fixture(params=["llama", "helium", "ernie4_5"])  # rotary components in halves, and side by side
+def one_key(request, make_checkpoint) -> Path:
     """With two KV heads of the same key, so that one rotary key is enough."""
-    checkpoint = make_checkpoint(num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+    checkpoint = make_checkpoint(model_type=request.param, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
     edit_tensors(
         checkpoint, lambda state: [state[name][8:].copy_(state[name][:8]) for name in state if "k_proj" in name]
     )
