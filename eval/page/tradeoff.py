@@ -39,7 +39,7 @@ def by_bytes(document: Document) -> Chart | None:
         document,
         name="by-bytes",
         title="Quality against the KV cache",
-        where="Bytes of keys and values that a token of context keeps, over all layers.",
+        where="Bytes that a token of context keeps in the KV cache, over all layers.",
         label="KV bytes per token",
         cost=lambda row: row.kv_cache.total_per_token,
         write=lambda value: f"{value:,.0f}",
