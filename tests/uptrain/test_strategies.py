@@ -160,6 +160,23 @@ def test_what_learns_otherwise_learns_the_same_in_shards(
     equal_weights(tmp_path / "out", whole.output)
 
 
+@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("zero3", marks=without_deepspeed)])
+def test_what_computes_in_bfloat16_keeps_its_weights_in_float32(
+    strategy: str, configured: Configured, flags: list[str], finish, metrics_of, tmp_path: Path
+):
+    words = [*flags, "--precision", "bfloat16", "--micro-batch-size", "1"]
+    code, said = finish(words, processes=2, patch=STRATEGIES[strategy], folder=tmp_path)
+    assert code == 0, said
+    assert "in bfloat16 on cpu" in said
+    exported = load_file(export(tmp_path / "out.run", tmp_path / "exported") / "model.safetensors")
+    assert all((tensor != tensor.bfloat16()).any() for name, tensor in exported.items() if "proj" in name)
+    same, exact = (uptrain(configured(output=tmp_path / kind, precision=kind)) for kind in ("bfloat16", "float32"))
+    runs = tmp_path / "out.run", same.run_dir, exact.run_dir
+    found, expected, exactly = ([line["loss"] for line in metrics_of(run) if "loss" in line] for run in runs)
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert expected != exactly
+
+
 def export(saved: Path, output: Path) -> Path:
     result = CliRunner().invoke(export_app, [str(saved), "-o", str(output)])
     assert result.exit_code == 0, result.output
