@@ -5,6 +5,7 @@ precision, in processes of their own that take turns. The losses they report are
 work. What is timed is the second half of the steps; loading, compiling and saving are outside. Run it as
 
     python benchmarks/uptrain_throughput.py
+    python benchmarks/uptrain_throughput.py --sequence-length 2048 --document-characters 1500    # many in a sequence
     python benchmarks/uptrain_throughput.py --hidden-size 2048 --layers 16 --sequence-length 4096 --precision bfloat16
     python benchmarks/uptrain_throughput.py --profile        # where the time of gqa-uptrain goes, by operation
 
@@ -154,6 +155,13 @@ def by_trainer(config: UptrainConfig, device: str) -> Timing:
     return Timing(tokens_per_second=tokens / seconds, peak=peak(device) - before, losses=losses)
 
 
+def cut(path: Path, characters: int) -> None:
+    """Make many short documents of a file's long ones."""
+    texts = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+    pieces = (text[start : start + characters] for text in texts for start in range(0, len(text), characters))
+    path.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces), encoding="utf-8")
+
+
 def flops_of_a_token(checkpoint: Path, length: int) -> float:
     """FLOPs of one token, forward and backward, in a window of `length`."""
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -192,6 +200,9 @@ def main(
     kv_heads: int = 2,
     vocabulary: Annotated[int, typer.Option(help="The tokenizer is trained on the text.")] = 8192,
     sequence_length: int = 512,
+    document_characters: Annotated[
+        int, typer.Option(help="Documents are cut to so many, as those of most corpora are short; 0: source files.")
+    ] = 0,
     batch_size: Annotated[int, typer.Option(help="Sequences a step.")] = 4,
     micro_batch_size: Annotated[int, typer.Option(help="Sequences at once.")] = 2,
     steps: Annotated[int, typer.Option(help="Of a run; the second half is timed.")] = 8,
@@ -212,6 +223,8 @@ def main(
     with tempfile.TemporaryDirectory(prefix="uptrain-throughput-") as name:
         directory = Path(name)
         write_corpus(directory)
+        if document_characters:
+            cut(directory / TRAIN, document_characters)
         (directory / "initial").mkdir()
         model = LlamaConfig(
             vocab_size=vocabulary,
