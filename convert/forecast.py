@@ -107,7 +107,8 @@ def forecast(
     """Predict what all methods lose at all numbers of KV heads.
 
     Args:
-        plan: any conversion of the checkpoint; its grouping and seed are used, its method and groups are not.
+        plan: any conversion of the checkpoint; its grouping and seed are used, its method is not, and its groups only
+            where none of its heads merge.
         layers: which to look at, ascending; None: `sampled_layers`.
         moments: of what enters every layer, in order, as from `layer_moments`; None: what is assumed without data.
         progress: told how many merges are done, of how many.
@@ -117,7 +118,7 @@ def forecast(
     """
     shape, methods = plan.shape, tuple(method_names())
     chosen = tuple(sampled_layers(plan) if layers is None else layers)
-    groups = tuple(reversed(plan.group_choices))
+    groups = tuple(sorted({*plan.group_choices, plan.options.groups}, reverse=True))
     freedoms = plan.freedoms or freedoms_of(open_checkpoint(plan.checkpoint, own_code=plan.own_code), plan.places)
     found: dict[tuple[str, int], list[Damage]] = {(method, count): [] for count in groups for method in methods}
     measured = None if moments is None else iter(moments)
@@ -140,8 +141,13 @@ def forecast(
         groups=groups,
         damages={key: tuple(damages) for key, damages in found.items()},
         calibrated=moments is not None,
-        restrictions=tuple(replace(plan, freedoms=freedoms).restrictions),
+        restrictions=tuple(_as_low_rank(plan, freedoms).restrictions),
     )
+
+
+def _as_low_rank(plan: Plan, freedoms: list[Freedom]) -> Plan:
+    """The plan by a method that does all that it may: its restrictions are those of the family."""
+    return replace(plan, freedoms=freedoms, options=replace(plan.options, method="lowrank", calibration=None, fit=None))
 
 
 def sampled_layers(plan: Plan) -> list[int]:

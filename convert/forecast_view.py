@@ -1,7 +1,8 @@
 """How a forecast looks in a terminal: methods side by side, layers one by one, and what to do."""
 
-import shlex
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +12,8 @@ from gqa.convert.choosing import Choice
 from gqa.convert.forecast import LITTLE, Forecast
 from gqa.convert.hint import Hint
 from gqa.convert.method import traits_of
-from gqa.convert.preview import Preview
+from gqa.convert.plan import ConvertOptions
+from gqa.convert.preview import Preview, command_for
 from gqa.convert.view import show_plan
 
 _FIT_TOKENS = 65536
@@ -32,7 +34,8 @@ def show_preview(preview: Preview, checkpoint: str, console: Console, *, every_l
         for method in methods:
             show_layers(forecast, method, groups, console)
     if preview.per_layer is not None:
-        show_per_layer(preview.per_layer, preview.groups, console)
+        sampled = len(forecast.layers) < forecast.num_layers
+        show_per_layer(preview.per_layer, preview.groups, console, sampled=sampled)
     show_recommendation(preview, checkpoint, console)
 
 
@@ -87,17 +90,18 @@ def show_layers(forecast: Forecast, method: str, groups: Sequence[int], console:
     console.print(table)
 
 
-def show_per_layer(found: PerLayer, groups: int, console: Console) -> None:
-    """What a number of KV heads for every layer would gain over one for all."""
+def show_per_layer(found: PerLayer, groups: int, console: Console, *, sampled: bool) -> None:
+    """What a number of KV heads for every layer would gain over one for all; among some of the layers, if `sampled`."""
     if found.damage == found.uniform_damage:
         said = f"No other distribution of as many KV heads over layers is predicted to lose less than {groups} in each."
     else:
         less = 1 - found.damage / found.uniform_damage
-        where = zip(found.names, found.counts, strict=True)
-        counts = ", ".join(f"{count} in layer {name}" for name, count in where if count != groups)
+        numbers = zip(found.names, found.counts, strict=True)
+        counts = ", ".join(f"{count} in layer {name}" for name, count in numbers if count != groups)
+        where = f" of the {len(found.names)} layers looked at" if sampled else ""
         said = (
-            f"A number for every layer, no more in all, would lower the predicted damage by {less:.0%} ({counts}; "
-            f"{groups} elsewhere); stock classes want one number for all."
+            f"A number for every layer, no more in all, would lower the predicted damage{where} by {less:.0%} "
+            f"({counts}; {groups} elsewhere); stock classes want one number for all."
         )
     _say(console, said)
 
@@ -114,13 +118,21 @@ def show_recommendation(preview: Preview, checkpoint: str, console: Console) -> 
         said += f" ({options.method}: {forecast.total(options.method, preview.groups):.2f})"
     _say(console, f"{said}.")
     _say(console, f"  {preview.command(checkpoint)}")
-    if options.fit is None and not preview.choice.plan.family.sites:
+    if options.fit is None and preview.merges and not preview.choice.plan.family.sites:
         data = "" if preview.calibration else "--calibration DATA "
         _say(console, f"{data}--fit {_FIT_TOKENS} fits every layer to text afterwards, which regains most of the loss.")
 
 
-def show_hint(hint: Hint | None, checkpoint: str, groups: int, console: Console) -> None:
-    """What another method would have kept, and the command; nothing, where none would have kept much more."""
+def show_hint(hint: Hint | None, checkpoint: str, options: ConvertOptions, output: Path, console: Console) -> None:
+    """What another method would have kept, and the command; nothing, where none would have kept much more.
+
+    Args:
+        hint: what was found.
+        checkpoint: as the user calls it.
+        options: of the conversion that was made.
+        output: where that is; the other goes beside it.
+        console: where to say it.
+    """
     if hint is None:
         return
     _say(
@@ -128,8 +140,8 @@ def show_hint(hint: Hint | None, checkpoint: str, groups: int, console: Console)
         f"Of what a token adds to the output, {hint.method} keeps {hint.kept:.0%}, {hint.better} would keep "
         f"{hint.better_kept:.0%} (a sample):",
     )
-    words = ["gqa-convert", checkpoint, "--groups", str(groups), "--method", hint.better, *hint.options]
-    _say(console, "  " + shlex.join(words))
+    beside = output.with_name(f"{output.name}-{hint.better}")
+    _say(console, f"  {command_for(checkpoint, replace(options, method=hint.better), '-o', str(beside))}")
 
 
 def _say(console: Console, sentence: str) -> None:

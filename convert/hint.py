@@ -34,8 +34,6 @@ class Hint:
     better: str
     """the method that would keep more"""
     better_kept: float
-    options: tuple[str, ...] = ()
-    """of the conversion, that the better one should have too"""
 
 
 def better_method(plan: Plan) -> Hint | None:
@@ -55,7 +53,6 @@ def better_method(plan: Plan) -> Hint | None:
         kept=max(0.0, 1 - lost / total),
         better="lowrank",
         better_kept=1 - least / total,
-        options=("--encoder",) if plan.options.encoder else (),
     )
 
 

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gqa.convert.budget import PerLayer, per_layer
@@ -12,7 +12,7 @@ from gqa.convert.forecast import Forecast, forecast
 from gqa.convert.layerfit import FitOptions
 from gqa.convert.method import traits_of
 from gqa.convert.moments import Moments
-from gqa.convert.plan import Plan
+from gqa.convert.plan import ConvertOptions, Plan
 from gqa.convert.pretrained import quiet_transformers
 
 _OF_THE_SOURCE = ("checkpoint", "model_type", "rewritten_from", "num_heads", "kv_heads_before", "head_dim")
@@ -49,25 +49,21 @@ class Preview:
         return self.choice.groups or self.forecast.recommended_groups()
 
     @property
+    def merges(self) -> bool:
+        """Whether heads do merge: the class alone may change, or layers be levelled."""
+        return self.groups in self.choice.plan.group_choices
+
+    @property
     def method(self) -> str:
         """The method recommended for them."""
-        return self.forecast.best_method(self.groups)
+        return self.forecast.best_method(self.groups) if self.merges else self.choice.plan.options.method
 
     def command(self, checkpoint: str) -> str:
         """The conversion recommended, with the options of the one asked for that bear on what comes out."""
-        options = self.choice.plan.options
-        words = ["gqa-convert", checkpoint, "--groups", str(self.groups), "--method", self.method]
-        if options.grouping != "auto":
-            words += ["--grouping", options.grouping]
-        if options.encoder:
-            words.append("--encoder")
-        if self.calibration and (options.fit or traits_of(self.method).uses_moments):
-            words += _calibration_words(self.calibration, fit=options.fit)
-        if options.keep_architecture:
-            words.append("--keep-architecture")
-        if options.dtype:
-            words += ["--dtype", options.dtype]
-        return shlex.join(words)
+        options = replace(self.choice.plan.options, groups=self.groups, method=self.method, calibration=None, fit=None)
+        fit = self.choice.plan.options.fit
+        measured = self.calibration and (fit or traits_of(self.method).uses_moments)
+        return command_for(checkpoint, options, *(_calibration_words(self.calibration, fit) if measured else ()))
 
     def to_json(self, checkpoint: str) -> dict[str, Any]:
         """Everything as JSON values."""
@@ -77,6 +73,26 @@ class Preview:
         recommended = {"groups": self.groups, "method": self.method, "command": self.command(checkpoint)}
         gain = {} if self.per_layer is None else {"per_layer": asdict(self.per_layer)}
         return plan | self.choice.record | {"forecast": self.forecast.to_json(), "recommended": recommended} | gain
+
+
+def command_for(checkpoint: str, options: ConvertOptions, *more: str) -> str:
+    """The command line of a conversion.
+
+    Args:
+        checkpoint: as the user calls it.
+        options: how to convert; what they say of calibration and fit is left out.
+        more: words to stand at its end.
+    """
+    words = ["gqa-convert", checkpoint, "--groups", str(options.groups), "--method", options.method]
+    if options.grouping != "auto":
+        words += ["--grouping", options.grouping]
+    if options.encoder:
+        words.append("--encoder")
+    if options.keep_architecture:
+        words.append("--keep-architecture")
+    if options.dtype:
+        words += ["--dtype", options.dtype]
+    return shlex.join([*words, *more])
 
 
 def _calibration_words(calibration: CalibrationOptions, fit: FitOptions | None) -> Iterator[str]:

@@ -312,3 +312,7 @@ def test_the_command_says_what_comes_out_and_the_record_keeps_it(saved):
     assert (json.loads(result.stdout)["rewritten_from"], json.loads(result.stdout)["model_type"]) == (None, "phi")
     result = CliRunner().invoke(app, [str(checkpoint), "--dry-run"])
     assert said.removesuffix(".") + " but for the heads that merge." in result.stdout
+    result = CliRunner().invoke(app, [str(checkpoint), "-g", "4", "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "Recommended: mean with 4 KV heads, predicted damage 0.00." in result.stdout
+    assert "--fit" not in result.stdout
