@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +14,13 @@ from gqa.convert.method import method_names
 
 app = command_app()
 
+_OF_TEXT = ("calibration_tokens", "text_column", "subset", "split", "sequence_length", "device", "compute_dtype")
+"""options that say how the calibration text is read, and run"""
+
 
 @app.command(epilog=EXIT_CODES)
 def convert_command(
+    context: typer.Context,
     checkpoint: Annotated[
         str | None, typer.Argument(metavar="CHECKPOINT", help="A checkpoint directory, or a Hub id.")
     ] = None,
@@ -70,12 +75,16 @@ def convert_command(
         str | None,
         typer.Option(metavar="DATA", help="Text to measure activations on: a file, a folder, or a dataset's name."),
     ] = None,
-    calibration_tokens: Annotated[int, typer.Option(help="Tokens of it to use.")] = 65536,
+    calibration_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of it to use.  [default: 65536, or those of --fit]")
+    ] = None,
     fit: Annotated[
         int | None,
         typer.Option(metavar="TOKENS", help="Fit every layer on so many tokens of --calibration after merging it."),
     ] = None,
-    fit_steps: Annotated[int, typer.Option(help="Optimiser steps of the fit for each layer.")] = 1000,
+    fit_steps: Annotated[
+        int | None, typer.Option(help="Optimiser steps of the fit for each layer.  [default: 1000]")
+    ] = None,
     text_column: Annotated[str, typer.Option(help="Key or column of the text, in --calibration.")] = "text",
     subset: Annotated[str | None, typer.Option(help="Of a dataset: its subset.")] = None,
     split: Annotated[str, typer.Option(help="Of a dataset: its split.")] = "train",
@@ -133,6 +142,7 @@ def convert_command(
             return
         if checkpoint is None:
             raise UserError("Missing argument 'CHECKPOINT': a checkpoint directory, or a Hub id")
+        _check_together(set(_given(context)))
 
         from gqa.convert.calibration import CalibrationOptions
         from gqa.convert.choosing import Wish, chosen
@@ -148,7 +158,7 @@ def convert_command(
         started = time.monotonic()
         sampling = {
             "data": calibration,
-            "tokens": fit or calibration_tokens,
+            **_counts(fit, calibration_tokens, auto=groups == "auto"),
             "text_column": text_column,
             "subset": subset,
             "split": split,
@@ -157,7 +167,8 @@ def convert_command(
             "dtype": compute_dtype,
             "seed": seed,
         }
-        fitting = build_options(FitOptions, {"steps": fit_steps, "seed": seed}, COMMAND_LINE) if fit else None
+        steps = {} if fit_steps is None else {"steps": fit_steps}
+        fitting = None if fit is None else build_options(FitOptions, {**steps, "seed": seed}, COMMAND_LINE)
         measured = build_options(CalibrationOptions, sampling, COMMAND_LINE) if calibration else None
         silent = quiet or as_json
         console = Console(quiet=silent)
@@ -215,6 +226,8 @@ def convert_command(
             target = output_for(plan.options.groups)
             if plan.rewriting:
                 console.print(plan.rewriting, soft_wrap=True, highlight=False)
+            for reason in () if dry_run else plan.restrictions:
+                console.print(f"Restricted: {reason}.", soft_wrap=True, highlight=False)
             if dry_run:
                 report = preview(choice, wish, every_layer=verbose, progress=progress)
             else:
@@ -233,10 +246,40 @@ def convert_command(
         else:
             show_choice(choice, console)
             show_result(plan, target, time.monotonic() - started, console)
-            show_hint(None if silent else better_method(plan), checkpoint, plan.options.groups, console)
+            show_hint(None if silent else better_method(plan), checkpoint, plan.options, target, console)
         if as_json:
             said = report.to_json(checkpoint) if report else plan.to_json() | choice.record
             typer.echo(json.dumps({**said, "output": None if dry_run else str(target)}))
+
+
+def _given(context: typer.Context) -> Iterator[str]:
+    """The names of the options that stand on the command line."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            yield name
+
+
+def _check_together(given: set[str]) -> None:
+    """Refuse options that say something of others which are not there.
+
+    Raises:
+        UserError: with the first of them.
+    """
+    for name in _OF_TEXT:
+        if name in given and "calibration" not in given:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} is about the text of --calibration DATA, which is not given; name it as well")
+    if "fit_steps" in given and "fit" not in given:
+        raise UserError("--fit-steps is about --fit TOKENS, which is not given; say on how many tokens to fit as well")
+    if {"fit", "calibration_tokens"} <= given:
+        raise UserError("--fit says how many tokens of the text are used, for all; leave --calibration-tokens out")
+
+
+def _counts(fit: int | None, calibration_tokens: int | None, *, auto: bool) -> dict[str, int]:
+    """How much of the text to use, and to hold out: nothing, where nothing is going to be checked on it."""
+    tokens = calibration_tokens if fit is None else fit
+    return ({} if tokens is None else {"tokens": tokens}) | ({} if fit is not None or auto else {"held_out_tokens": 0})
 
 
 def main() -> None:

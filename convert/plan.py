@@ -67,6 +67,8 @@ class ConvertOptions:
         traits = traits_of(self.method)
         if self.fit and not self.calibration:
             raise UserError("a fit needs text to learn from: name it with --calibration")
+        if self.fit and self.calibration and not self.calibration.held_out_tokens:
+            raise UserError("a fit is checked on text held out; give the calibration held_out_tokens, 16384 say")
         if self.calibration and not (self.fit or traits.uses_moments):
             knowing = ", ".join(name for name in method_names() if traits_of(name).uses_moments)
             raise UserError(
@@ -170,6 +172,17 @@ class Plan:
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
+    def merged_bytes(self) -> int:
+        """Bytes of those that merging makes."""
+        return sum(tensor.nbytes for layer in self.merged for tensor in layer)
+
+    @property
+    def grouping(self) -> Literal["contiguous", "similar"]:
+        """Which heads share: similar ones only where some may change places."""
+        moves = self.options.moves_heads and any(freedom.heads_move for freedom in self.freedoms)
+        return "similar" if moves else "contiguous"
+
+    @property
     def restrictions(self) -> list[str]:
         """Sentences on what the family keeps the method from doing."""
         restrictions = list(dict.fromkeys(reason for freedom in self.freedoms for reason in freedom.reasons))
@@ -239,7 +252,7 @@ class Plan:
             "rewritten_from": self.rewritten_from,
             "own_code": self.own_code,
             "method": self.options.method,
-            "grouping": "similar" if self.options.moves_heads else "contiguous",
+            "grouping": self.grouping,
             "restrictions": self.restrictions,
             "groups": self.options.groups,
             "num_heads": self.shape.num_heads,

@@ -55,10 +55,10 @@ def draw_windows(
     pools = [side[: len(side) // held * held].view(-1, held) for side in sides]
     if any(len(pool) < count for pool, count in zip(pools, counts, strict=True)):
         tokens, number = sum(map(len, sides)), len({passage.document for passage in passages})
+        held_out = f" and {counts[1]} held out from other documents" if counts[1] else ""
         raise UserError(
             f"the calibration text has {tokens:,} tokens in {number:,} documents, too few for {counts[0]} windows of "
-            f"{length} tokens and {counts[1]} held out from other documents; name more text, or ask for fewer tokens "
-            "or shorter sequences"
+            f"{length} tokens{held_out}; name more text, or ask for fewer tokens or shorter sequences"
         )
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(pool), generator=generator) for pool in pools]

@@ -40,6 +40,12 @@ def run(*arguments):
         (["--groups", "2", "--method", "lowrnk"], "did you mean"),
         (["--dry-run", "--method", "lowrnk"], "did you mean"),
         (["--groups", "2", "--calibration", "text.txt"], "has no use for calibration"),
+        (["--groups", "2", "--fit", "64"], "a fit needs text to learn from"),
+        (["--groups", "2", "--calibration", "text.txt", "--fit", "0"], "tokens is 0; it must be at least 1"),
+        (["--groups", "2", "--calibration-tokens", "64"], "--calibration-tokens is about the text of --calibration"),
+        (["--groups", "2", "--device", "cpu"], "--device is about the text of --calibration DATA"),
+        (["--groups", "2", "--fit-steps", "9"], "--fit-steps is about --fit TOKENS, which is not given"),
+        (["--calibration", "text.txt", "--fit", "64", "--calibration-tokens", "64"], "leave --calibration-tokens out"),
     ],
 )
 def test_a_wish_that_makes_no_sense_is_refused_in_a_sentence(checkpoint, tmp_path, monkeypatch, arguments, sentence):
@@ -175,5 +181,22 @@ def test_a_conversion_that_loses_much_ends_with_a_better_one(llama, tmp_path):
     result = run(tmp_path / "ckpt", "-g", "4")
     *_, sentence, command = result.stdout.splitlines()
     assert sentence == "Of what a token adds to the output, mean keeps 0%, lowrank would keep 100% (a sample):"
-    assert command.strip() == f"gqa-convert {tmp_path / 'ckpt'} --groups 4 --method lowrank"
-    assert "would keep" not in run(tmp_path / "ckpt", "-g", "4", "--method", "lowrank", "--overwrite").stdout
+    better = f"gqa-convert {tmp_path / 'ckpt'} --groups 4 --method lowrank"
+    assert command.strip() == f"{better} -o {tmp_path / 'ckpt-gqa4-lowrank'}"
+    followed = run(*shlex.split(command)[1:])
+    assert followed.exit_code == 0, followed.output
+    assert "would keep" not in followed.stdout
+    result = run(tmp_path / "ckpt", "-g", "4", "--grouping", "similar", "--dtype", "float16", "--overwrite")
+    better = better.replace("lowrank", "lowrank --grouping similar --dtype float16")
+    assert result.stdout.splitlines()[-1].strip().startswith(better)
+
+
+def test_a_short_text_is_enough_where_nothing_is_checked_on_it(make_checkpoint, texts, tmp_path):
+    """Of which a fit holds out more than there is here."""
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts * 20))
+    arguments = (make_checkpoint("text"), "-g", 2, "--method", "lowrank", "--calibration", tmp_path / "text.jsonl")
+    result = run(*arguments, "--calibration-tokens", 256, "--sequence-length", 32)
+    assert result.exit_code == 0, result.output
+    result = run(*arguments, "--fit", 256, "--sequence-length", 32, "--overwrite")
+    assert result.exit_code == 2
+    assert "and 512 held out from other documents; name more text" in result.stderr

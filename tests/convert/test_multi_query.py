@@ -3,10 +3,13 @@
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from gqa.convert.calibration import CalibrationOptions
+from gqa.convert.cli import app
 from gqa.convert.errors import UserError
 from gqa.convert.family import all_families
+from gqa.convert.forecast import forecast
 from gqa.convert.layerfit import FitOptions
 from gqa.convert.plan import ConvertOptions, plan_conversion
 from gqa.convert.provenance import read_stages
@@ -134,11 +137,18 @@ def test_nothing_between_one_head_and_all(shape, tmp_path):
 
 
 def test_heads_stay_where_positions_bias_each_in_its_own_way(tmp_path):
-    build(SHAPES["falcon-rw"], multi_query=False).save_pretrained(tmp_path)
-    plan = plan_conversion(tmp_path, ConvertOptions(groups=1, method="lowrank"))
+    build(SHAPES["falcon-rw"], multi_query=False).save_pretrained(tmp_path / "ckpt")
+    plan = plan_conversion(tmp_path / "ckpt", ConvertOptions(groups=1, method="lowrank"))
     assert not any(freedom.heads_move for freedom in plan.freedoms)
     assert all(freedom.rotation.pairs == 0 for freedom in plan.freedoms)
-    assert "positions bias every head in its own way, so heads stay where they are" in plan.restrictions
+    staying = "positions bias every head in its own way, so heads stay where they are"
+    assert staying in plan.restrictions
+    assert plan.grouping == plan.to_json()["grouping"] == "contiguous"
+    by_mean = plan_conversion(tmp_path / "ckpt", ConvertOptions(groups=1))
+    assert staying in forecast(by_mean, layers=[]).restrictions
+    result = CliRunner().invoke(app, ["-g", "1", "--method", "lowrank", str(tmp_path / "ckpt")])
+    assert f"Restricted: {staying}." in result.stdout
+    assert read_stages(tmp_path / "ckpt-mqa")[-1]["grouping"] == "contiguous"
 
 
 def test_falcons_new_architecture_is_refused(tmp_path):
