@@ -21,7 +21,8 @@ from torch import Tensor
 
 from gqa.convert.attention import AttentionWeights
 from gqa.convert.calibration import CalibrationOptions, Progress, calibration_windows, layer_moments, stage
-from gqa.convert.directory import write_atomically
+from gqa.convert.directory import disk_errors, write_atomically
+from gqa.convert.errors import UserError
 from gqa.convert.fit import fit_layers
 from gqa.convert.layerfit import FitOptions
 from gqa.convert.layout import all_tensors
@@ -29,7 +30,7 @@ from gqa.convert.merging import disk_tensors, merge_layer
 from gqa.convert.moments import Moments
 from gqa.convert.plan import Plan
 from gqa.convert.pretrained import quiet_transformers
-from gqa.convert.provenance import fingerprint
+from gqa.convert.provenance import fingerprint, versions
 from gqa.convert.residual import Weights, Written
 from gqa.convert.staged import StagedModel
 
@@ -127,12 +128,12 @@ def making_of(plan: Plan) -> Making[AttentionWeights]:
 
 @contextmanager
 def layers_ahead(making: Making[Weights], output: Path, progress: Progress) -> Iterator[LayerStore]:
-    """Make all layers of a calibrated conversion, in a folder beside `output` that is gone when they are written.
+    """Make all layers of a calibrated conversion, in a folder beside `output` that is gone when the `with` ends well.
 
     A fit that is broken off leaves the folder, and the same conversion goes on from the layers in it.
 
     Raises:
-        UserError: the calibration data or the checkpoint can't be used.
+        UserError: the calibration data, the checkpoint or the folder can't be used, or the disk is full.
     """
     quiet_transformers()
     windows = calibration_windows(making.checkpoint, making.calibration)
@@ -145,41 +146,49 @@ def layers_ahead(making: Making[Weights], output: Path, progress: Progress) -> I
         folder = _resumable_folder(output, _key(making, windows))
         with _kept_if_broken_off(folder, making.num_layers):
             store = LayerStore(folder)
-            _fit_all(making, making.fit, store, windows, progress)
+            with disk_errors(folder):
+                _fit_all(making, making.fit, store, windows, progress)
             yield store
 
 
 @contextmanager
 def _kept_if_broken_off(folder: Path, num_layers: int) -> Iterator[None]:
-    """Remove the folder at a good end; at a bad one only if no layer is in it, and tell who pressed Ctrl-C of it."""
+    """Remove the folder at a good end; at a bad one only if no layer is in it, and tell the user of it otherwise."""
     try:
         yield
     except BaseException as error:
         done = len(LayerStore(folder).records)
+        kept = f"{done} of {num_layers} layers are kept in {folder}; the same command goes on from there"
         if done == 0:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
         elif isinstance(error, KeyboardInterrupt):
-            kept = f"{done} of {num_layers} layers are kept in {folder}; the same command goes on from there"
             raise KeyboardInterrupt(kept) from error
+        elif isinstance(error, UserError):
+            raise UserError(f"{error} ({kept})") from error
         raise
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _resumable_folder(output: Path, key: str) -> Path:
-    """`OUTPUT.layers`, with what an earlier run with the same key left in it, and otherwise empty."""
-    folder = output.with_name(f"{output.name}.layers")
+    """`OUTPUT.layers-KEY`, with what an earlier run with the same key left in it, and otherwise empty.
+
+    Raises:
+        UserError: there is something else of that name.
+    """
+    folder = output.with_name(f"{output.name}.layers-{key[:8]}")
     marker = folder / "key"
-    if not (marker.is_file() and marker.read_text() == key):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+    if not folder.exists() or not any(folder.iterdir()):
+        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(marker, key)
+    elif not (marker.is_file() and marker.read_text() == key):
+        raise UserError(f"{folder} holds no layers of this conversion, which would keep them there; move it away")
     return folder
 
 
 def _key(making: Making[Weights], windows: tuple[Tensor, Tensor]) -> str:
-    """A hash of all that decides what the layers become: the checkpoint, the options and the text."""
+    """A hash of all that decides what the layers become: the checkpoint, the options, the text and gqa's version."""
     digest = hashlib.sha256(fingerprint(making.checkpoint).encode())
-    digest.update(making.settings.encode())
+    digest.update(f"{making.settings} {versions()['gqa']}".encode())
     for ids in windows:
         digest.update(ids.numpy().tobytes())
     return digest.hexdigest()

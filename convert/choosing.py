@@ -132,7 +132,7 @@ def chosen(
             return output.with_name(f"{output.name}.{groups}")  # the output may be the same for all
 
         search = fewest_groups(plan_for, wish.calibration, wish.max_loss, place_for, progress)
-        with disk_errors(checkpoint), search as found:
+        with disk_errors(output_for(choices[-1])), search as found:
             yield Choice(
                 plan=found.plan,
                 groups=found.plan.options.groups,

@@ -1,7 +1,7 @@
 """The story of a conversion: plan, stream every tensor from disk to disk, merge heads on the way, say what was done."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -72,11 +72,12 @@ def write_conversion(
         layers: the plan's layers, if they are made already.
         facts: more for the conversion's entry in `gqa.json`.
     """
-    with new_checkpoint(plan.checkpoint, output, plan.total_bytes, overwrite=overwrite) as work:
+    room = plan.total_bytes + (plan.merged_bytes if plan.options.calibration and layers is None else 0)
+    with ExitStack() as to_the_end, new_checkpoint(plan.checkpoint, output, room, overwrite=overwrite) as work:
         if plan.rewritten_from:
             _write_tokenizer(plan, work)
-        with _made(plan, output, progress) if layers is None else nullcontext(layers) as made:
-            write_shards(work, plan_shards(plan.tensors, plan.options.max_shard_bytes), made.take, advance)
+        made = to_the_end.enter_context(_made(plan, output, progress)) if layers is None else layers
+        write_shards(work, plan_shards(plan.tensors, plan.options.max_shard_bytes), made.take, advance)
         if plan.own_code:
             name = single_file.file_name(plan.family.model_type)
             (work / name).write_text(single_file.source(plan.family.model_type), encoding="utf-8")
@@ -92,7 +93,7 @@ def new_checkpoint(checkpoint: Path, output: Path, nbytes: int, *, overwrite: bo
     Args:
         checkpoint: what is converted.
         output: where the result goes, whole or not at all.
-        nbytes: room that its weights take.
+        nbytes: room that its weights take, and what is kept beside them meanwhile.
         overwrite: replace `output` if it exists.
 
     Raises:
@@ -151,7 +152,7 @@ def conversion_stage(plan: Plan, records: Mapping[int, Mapping[str, object]]) ->
         rewritten_from=plan.rewritten_from,
         own_code=single_file.file_name(plan.family.model_type) if plan.own_code else None,
         method=plan.options.method,
-        grouping="similar" if plan.options.moves_heads else "contiguous",
+        grouping=plan.grouping,
         restrictions=plan.restrictions,
         calibration=plan.options.calibration and asdict(plan.options.calibration),
         fit=plan.options.fit and asdict(plan.options.fit),

@@ -1,10 +1,12 @@
 """Conversions that measure or fit on text: what they write, and what is left of one that was broken off."""
 
+import errno
 import json
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,11 @@ def calibration(data: Path) -> CalibrationOptions:
     return CalibrationOptions(data=str(data), tokens=300, held_out_tokens=64, sequence_length=32)
 
 
+def kept_beside(output: Path) -> list[Path]:
+    """Folders of layers that wait for it."""
+    return list(output.parent.glob(f"{output.name}.layers*"))
+
+
 def stage_of(checkpoint: Path) -> dict:
     return json.loads((checkpoint / "gqa.json").read_text())["stages"][-1]
 
@@ -62,7 +69,7 @@ def test_a_fitted_conversion_says_what_the_fit_did(tiny, calibration, tmp_path, 
     told = stage_of(tmp_path / "out")
     assert told["fit"]["steps"] == 8
     assert [layer["fit"]["held_out_after"] < layer["fit"]["held_out_before"] for layer in told["layers"]]
-    assert not (tmp_path / "out.layers").exists()
+    assert kept_beside(tmp_path / "out") == []
 
 
 def test_options_that_need_each_other(calibration):
@@ -83,14 +90,15 @@ STEPS = 200
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_fit_that_was_broken_off_goes_on_where_it_was(tiny, data, tmp_path, state_of, number):
-    layers = tiny.with_name(f"{tiny.name}-gqa2.layers")
-    first = layers / "layer-00000.safetensors"
+    output = tiny.with_name(f"{tiny.name}-gqa2")
     with subprocess.Popen(command(tiny, data, STEPS), stderr=subprocess.PIPE, text=True) as process:
-        while not first.exists():
+        while not any((folder / "layer-00000.safetensors").exists() for folder in kept_beside(output)):
             assert process.poll() is None, process.stderr and process.stderr.read()
             time.sleep(0.01)
         process.send_signal(number)
         _, said = process.communicate(timeout=120)
+    (layers,) = kept_beside(output)
+    first = layers / "layer-00000.safetensors"
     assert not tiny.with_name(f"{tiny.name}-gqa2").exists()
     if number == signal.SIGINT:
         assert process.returncode == 130
@@ -115,11 +123,44 @@ def test_a_fit_that_was_broken_off_goes_on_where_it_was(tiny, data, tmp_path, st
     )
 
 
-def test_layers_of_another_run_are_not_taken(tiny, calibration, tmp_path, state_of):
-    layers = tmp_path / "out.layers"
-    layers.mkdir()
-    (layers / "key").write_text("another")
-    (layers / "layer-00000.safetensors").write_bytes(b"no layer")
-    convert(tiny, tmp_path / "out", ConvertOptions(groups=2, calibration=calibration, fit=QUICK))
+@pytest.fixture
+def broken_off(tiny, calibration, tmp_path, monkeypatch) -> tuple[ConvertOptions, Path]:
+    """A conversion whose disk was full when its layers were done, and where they are kept."""
+    options = ConvertOptions(groups=2, calibration=calibration, fit=QUICK)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gqa.convert.rewrite.write_config", full)
+        with pytest.raises(UserError, match=r"is full; .* \(2 of 2 layers are kept in .*; the same command goes on"):
+            convert(tiny, tmp_path / "out", options)
+    (layers,) = kept_beside(tmp_path / "out")
+    return options, layers
+
+
+def test_layers_are_kept_until_the_output_stands(broken_off, tiny, tmp_path):
+    options, layers = broken_off
+    calls = []
+    convert(tiny, tmp_path / "out", options, progress=lambda *done: calls.append(done))
     assert all("fit" in layer for layer in stage_of(tmp_path / "out")["layers"])
     assert not layers.exists()
+    assert calls == []
+
+
+def test_layers_of_another_run_are_neither_taken_nor_lost(broken_off, tiny, tmp_path):
+    options, layers = broken_off
+    before = {path: path.read_bytes() for path in layers.iterdir()}
+    convert(tiny, tmp_path / "out", replace(options, fit=replace(QUICK, steps=9)))
+    assert {layer["fit"]["steps"] for layer in stage_of(tmp_path / "out")["layers"]} <= {0, 9}
+    assert {path: path.read_bytes() for path in layers.iterdir()} == before
+    assert kept_beside(tmp_path / "out") == [layers]
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(broken_off, tiny, tmp_path):
+    options, layers = broken_off
+    (layers / "key").write_text("mine")
+    with pytest.raises(UserError, match="holds no layers of this conversion, which would keep them there; move it"):
+        convert(tiny, tmp_path / "out", options)
+    assert (layers / "key").read_text() == "mine"
+    assert not (tmp_path / "out").exists()
