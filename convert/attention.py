@@ -62,20 +62,30 @@ class AttentionWeights:
     def parts(self) -> dict[str, Tensor]:
         """What a fit may move: q, k, v and o, each with its bias as one more column, as fresh float32 copies.
 
-        [heads, rows, columns] each.
+        [heads, rows, columns] each. A bias larger than the weights is scaled down to their size, so that steps in
+        proportion to the size of the whole are not too large for the weights.
         """
-        return {name: self._with_bias(name).float().clone() for name in "qkvo"}
+        return {name: self._with_bias(name).clone() for name in "qkvo"}
 
     def with_parts(self, parts: Mapping[str, Tensor]) -> "AttentionWeights":
         """The layer with q, k, v, o and their biases from such parts. Gradients flow through."""
         changed = {name: part[..., : getattr(self, name).shape[2]] for name, part in parts.items()}
-        biases = {bias: parts[name][..., -1] for name, bias in _BIASES.items() if getattr(self, bias) is not None}
+        biases = {
+            bias: parts[name][..., -1] * self._bias_scale(name)
+            for name, bias in _BIASES.items()
+            if getattr(self, bias) is not None
+        }
         return replace(self, **changed, **biases)
 
     def _with_bias(self, name: str) -> Tensor:
-        weight = getattr(self, name)
+        weight = getattr(self, name).float()
         bias = getattr(self, _BIASES[name]) if name in _BIASES else None
-        return weight if bias is None else torch.cat([weight, bias[..., None]], dim=2)
+        return weight if bias is None else torch.cat([weight, bias.float()[..., None] / self._bias_scale(name)], dim=2)
+
+    def _bias_scale(self, name: str) -> float:
+        """The root mean square of a projection's biases over that of its weights; 1 where that is less."""
+        weight, bias = (getattr(self, part).float().square().mean().sqrt().item() for part in (name, _BIASES[name]))
+        return max(1.0, bias / weight) if weight else 1.0
 
     def reordered(self, order: Sequence[int]) -> "AttentionWeights":
         """The same layer with its KV heads, and with each the query heads that read it, in another order."""

@@ -138,7 +138,7 @@ def layer_moments(
                 hidden[part] = run(hidden[part])
                 done = layer * count + part.stop
                 progress(f"layer {layer + 1} of {staged.num_layers}", done * length, staged.num_layers * ids.numel())
-        yield layer, sums.finish()
+        yield layer, sums.finish().checked(layer)
 
 
 def _class_config(checkpoint: Path) -> "PreTrainedConfig":

@@ -95,7 +95,7 @@ def _moments(original: StagedModel, layer: int, hidden: Tensor) -> Moments:
     with original.layer(layer) as run, watched(run.projection, sums):
         for part in hidden.split(_windows_at_once(hidden)):
             run(part)
-    return sums.finish()
+    return sums.finish().checked(layer)
 
 
 def _windows_at_once(hidden: Tensor) -> int:

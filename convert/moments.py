@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gqa.convert.errors import UserError
+
 _SHRINKAGE = 0.8
 
 
@@ -27,6 +29,19 @@ class Moments:
     def unit(hidden_size: int) -> "Moments":
         """Moments to assume without data: components of mean zero and variance one that know nothing of each other."""
         return Moments(xx=torch.ones(hidden_size + 1, dtype=torch.float64), tokens=0)
+
+    def checked(self, layer: int) -> "Moments":
+        """The same, once it is sure that they are numbers.
+
+        Raises:
+            UserError: what entered the layer was not finite.
+        """
+        if self.xx.isfinite().all():
+            return self
+        raise UserError(
+            f"on the calibration text the hidden states at layer {layer} are not finite; compute in another type "
+            "(--compute-dtype float32), or look for NaN in the weights below"
+        )
 
     def shrunk(self) -> "Moments":
         """The moments that methods merge on: drawn most of the way to those of noise of the same variance.

@@ -50,12 +50,18 @@ class Residual(Generic[Weights]):
     def __call__(self, hidden: Tensor, weights: Weights | None = None) -> Tensor:
         """Run the layer, with `weights`, on any device, in place of its own where they are given."""
         written = {} if weights is None else self._written(weights)
-        tensors = {self._prefix + name: tensor.to(self.device, torch.float32) for name, tensor in written.items()}
-        assert tensors.keys() <= self._known, "torch would leave out in silence what the class calls otherwise"
+        given = {self._prefix + name: tensor.to(self.device, torch.float32) for name, tensor in written.items()}
+        assert given.keys() <= self._known, "torch would leave out in silence what the class calls otherwise"
+        tensors = self._vectors() | given
         hidden = hidden.to(self.device, torch.float32)
         with self._without_feed_forward(), self._reduced_precision():
             arguments = self._layer.arguments(hidden.shape[1])
             return hidden_of(functional_call(self._layer.module, tensors, (hidden,), arguments))
+
+    def _vectors(self) -> dict[str, Tensor]:
+        """The layer's norms and biases as wide as the hidden states: torch norms on a CPU want both of one type."""
+        named = self._layer.module.named_parameters()
+        return {name: parameter.float() for name, parameter in named if parameter.ndim == 1}
 
     def _reduced_precision(self) -> torch.autocast:
         """Products in bfloat16 where the device is fast at it or weights are no wider; sums stay as they are."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from gqa.convert.calibration import CalibrationOptions, calibration_windows, layer_moments, stage
@@ -104,6 +105,17 @@ def test_moments_are_those_of_the_stock_model_whatever_the_batch(tiny, data):
             rows = torch.cat([entered[index].flatten(0, 1), torch.ones(ids.numel(), 1)], dim=1)
             assert moments.tokens == ids.numel()
             torch.testing.assert_close(moments.xx, rows.T @ rows / len(rows), rtol=1e-4, atol=1e-5)
+
+
+def test_hidden_states_that_are_no_numbers_are_an_error(tiny, data):
+    tensors = load_file(tiny / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight"][2, 3] = torch.inf
+    save_file(tensors, tiny / "model.safetensors", metadata={"format": "pt"})
+    windows, _ = calibration_windows(tiny, options(data))
+    moments = layer_moments(stage(tiny, options(data)), windows)
+    assert next(moments)[0] == 0
+    with pytest.raises(UserError, match="hidden states at layer 1 are not finite; compute in another type"):
+        next(moments)
 
 
 def test_progress_ends_at_its_total(tiny, data):

@@ -16,6 +16,7 @@ from gqa.convert.layout import all_tensors, read_layer
 from gqa.convert.method import Merge
 from gqa.convert.methods.mean import merge
 from gqa.convert.moments import Moments
+from gqa.convert.muon import Muon
 from gqa.convert.residual import Residual
 from gqa.convert.staged import StagedModel
 from gqa.convert.streams import Streams
@@ -127,9 +128,10 @@ def test_what_is_exact_stays_what_it_is(llama, tmp_path):
 
 @pytest.mark.parametrize("fast", [True, False], ids=["products in bfloat16", "in float32"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_stored_in_bfloat16_are_fitted_on_any_processor(llama, tmp_path, monkeypatch, fast, dtype):
+@pytest.mark.parametrize("name", ["llama", "stablelm", "stablelm-norm", "starcoder2"])
+def test_weights_stored_in_bfloat16_are_fitted_on_any_processor(named, tmp_path, monkeypatch, fast, dtype, name):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
-    llama.model().to(torch.bfloat16).save_pretrained(tmp_path)
+    named(name).model().to(torch.bfloat16).save_pretrained(tmp_path)
     model, converted = (StagedModel(tmp_path, dtype=dtype, device=CPU, groups=groups) for groups in (None, GROUPS))
 
     def start(layer: int, _: Moments) -> AttentionWeights:
@@ -138,6 +140,29 @@ def test_weights_stored_in_bfloat16_are_fitted_on_any_processor(llama, tmp_path,
     written = partial(all_tensors, model.family)
     for layer in fit_layers(model, converted, start, WINDOWS, QUICK, written, dtype=torch.bfloat16):
         assert 0 < layer.fit.held_out_after < layer.fit.held_out_before
+
+
+def test_large_biases_do_not_lengthen_the_steps_of_weights(named, tmp_path):
+    """Of Qwen2's keys some are a thousand times as large as its weights."""
+    model = named("qwen2").model().float()
+    model.save_pretrained(tmp_path / "small")
+    for layer in model.model.layers:
+        layer.self_attn.k_proj.bias.data.mul_(1000)
+    model.save_pretrained(tmp_path / "large")
+    small, large = (mean(staged(tmp_path / size), 0) for size in ("small", "large"))
+    moved = []
+    for start in (small, large):
+        parts = start.parts()
+        back = start.with_parts(parts)
+        torch.testing.assert_close(back.k_bias, start.k_bias)
+        assert torch.equal(back.k, start.k)
+        optimiser = Muon([parts["k"]])
+        parts["k"].grad = torch.randn(parts["k"].shape, generator=torch.Generator().manual_seed(0))
+        optimiser.step(0.03)
+        moved.append(start.with_parts(parts))
+    assert (moved[1].k - large.k).norm() < 1.5 * (moved[0].k - small.k).norm()
+    share = (moved[1].k_bias - large.k_bias).norm() / large.k_bias.norm()
+    assert 0.01 < share < 0.1
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_gives_others(llama_saved):
