@@ -35,7 +35,7 @@ def shared_value(group: WideLayer, moments: Moments, freedom: Freedom) -> tuple[
     w = solve(outputs.sum(0), (outputs @ group.v).sum(0))
     gram, cross = moments.between(w, w), moments.between(w.expand_as(group.v), group.v)  # [d, d], [kv_heads, d, d]
     if freedom.values in ("gated", "normed"):
-        sizes = cross.diagonal(dim1=1, dim2=2) / gram.diagonal().clamp_min(torch.finfo(gram.dtype).tiny)
-        return w, group.o * sizes[:, None, None]
+        sizes = solve(outputs * gram, (cross @ outputs).diagonal(dim1=1, dim2=2)[..., None])  # [kv_heads, d, 1]
+        return w, group.o * sizes.mT[:, None]
     maps = solve(gram, cross).mT  # [kv_heads, d, d]
     return w, group.o @ maps[:, None]

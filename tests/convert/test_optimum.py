@@ -91,9 +91,10 @@ def random_problem(seed):
     )
     rows = dice.draw(dice.one_of(3, width + 5, 100), width + 1) * 10 ** dice.draw(width + 1)
     rows[:, -1] = 1
+    values = "fixed" if keys == "clipped" else dice.one_of("free", "free", "gated", "normed")
     return Problem(
         weights,
-        Freedom(rotation=random_rotation(dice, head_dim), keys=keys, values="fixed" if keys == "clipped" else "free"),
+        Freedom(rotation=random_rotation(dice, head_dim), keys=keys, values=values),
         dice.one_of(Moments.unit(width), Moments(xx=rows.T @ rows / len(rows), tokens=len(rows))),
         dice.one_of(*(groups for groups in range(1, heads) if heads % groups == 0)),
     )
