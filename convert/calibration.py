@@ -18,7 +18,7 @@ from gqa.convert.data import read_documents
 from gqa.convert.device import choose_device
 from gqa.convert.errors import UserError, did_you_mean
 from gqa.convert.moments import Moments, MomentSums, watched
-from gqa.convert.precision import HALVES, is_fast, stored_dtype
+from gqa.convert.precision import HALVES, dtype_name, is_fast, stored_dtype
 from gqa.convert.pretrained import load_config, load_tokenizer
 from gqa.convert.staged import StagedModel
 from gqa.convert.windows import draw_windows
@@ -83,9 +83,19 @@ def stage(
     Raises:
         UserError: there is no such device, or the checkpoint can't be used.
     """
-    device = choose_device(options.device)
-    dtype = _own_dtype(checkpoint, device) if options.dtype == "auto" else getattr(torch, options.dtype)
+    device, dtype = _computed_in(checkpoint, options)
     return StagedModel(checkpoint, dtype=dtype, device=device, groups=groups, own_code=own_code, opened=opened)
+
+
+def settled(checkpoint: Path, options: CalibrationOptions) -> dict[str, str | int]:
+    """What `auto` and the defaults come to, for whoever wants the same again: device, dtype and tokens of a window.
+
+    Raises:
+        UserError: as `stage` and `calibration_windows`.
+    """
+    device, dtype = _computed_in(checkpoint, options)
+    length = _window_length(checkpoint, _class_config(checkpoint), options)
+    return {"device": str(device), "dtype": dtype_name(dtype), "sequence_length": length}
 
 
 def calibration_windows(checkpoint: Path, options: CalibrationOptions) -> tuple[Tensor, Tensor]:
@@ -97,12 +107,7 @@ def calibration_windows(checkpoint: Path, options: CalibrationOptions) -> tuple[
         UserError: the data can't be read or hold too little text; the checkpoint has no tokenizer that fits it.
     """
     config, tokenizer = _class_config(checkpoint), load_tokenizer(checkpoint)
-    positions = getattr(config, "max_position_embeddings", None) or _WINDOW
-    length = options.sequence_length or min(_WINDOW, positions)
-    if length > positions:
-        raise UserError(
-            f"sequence length {length} is more than the {positions} positions of {checkpoint}; ask for less"
-        )
+    length = _window_length(checkpoint, config, options)
     documents = read_documents(
         options.data, text_column=options.text_column, subset=options.subset, split=options.split
     )
@@ -145,6 +150,23 @@ def _class_config(checkpoint: Path) -> "PreTrainedConfig":
     """The configuration of a class that runs the checkpoint, as it stands or rewritten."""
     opened = open_for(checkpoint, groups=None)
     return load_config(checkpoint, opened.config if opened.rewrite else None, wrapped=True)
+
+
+def _window_length(checkpoint: Path, config: "PreTrainedConfig", options: CalibrationOptions) -> int:
+    """Tokens of a window."""
+    positions = getattr(config, "max_position_embeddings", None) or _WINDOW
+    length = options.sequence_length or min(_WINDOW, positions)
+    if length > positions:
+        raise UserError(
+            f"sequence length {length} is more than the {positions} positions of {checkpoint}; ask for less"
+        )
+    return length
+
+
+def _computed_in(checkpoint: Path, options: CalibrationOptions) -> tuple[torch.device, torch.dtype]:
+    """Where, and in what."""
+    device = choose_device(options.device)
+    return device, _own_dtype(checkpoint, device) if options.dtype == "auto" else getattr(torch, options.dtype)
 
 
 def _own_dtype(checkpoint: Path, device: torch.device) -> torch.dtype:

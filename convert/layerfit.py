@@ -51,6 +51,20 @@ class FitOptions:
         if self.noise is not None and self.noise < 0:
             raise UserError(f"fit: noise is {self.noise}; it must be at least 0")
 
+    def windows_of_a_step(self, hidden_size: int, length: int) -> int:
+        """Windows of `length` tokens that a step goes over."""
+        return math.ceil((self.step_tokens or 8 * hidden_size) / length)
+
+    def noise_on(self, windows: int, windows_of_a_step: int) -> float:
+        """Little text is learnt by heart unless it is varied; much text teaches best as it is."""
+        passes = self.steps * windows_of_a_step / windows
+        return min(1.0, passes / _PASSES) if self.noise is None else self.noise
+
+    def settled(self, hidden_size: int, length: int, tokens: int) -> dict[str, int | float]:
+        """What the defaults come to, on so many tokens of text in windows of that length."""
+        at_once = self.windows_of_a_step(hidden_size, length)
+        return {"step_tokens": at_once * length, "noise": self.noise_on(math.ceil(tokens / length), at_once)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerFit:
@@ -154,8 +168,8 @@ def _descent(
     shaking = torch.Generator(converted.device).manual_seed(seed)
     numbers = passes(len(train), torch.Generator().manual_seed(seed))
     length, hidden_size = train.original.shape[1:]
-    windows = math.ceil((options.step_tokens or 8 * hidden_size) / length)
-    noise = _noise(options, options.steps * windows / len(train)) * train.typical_sizes().float()
+    windows = options.windows_of_a_step(hidden_size, length)
+    noise = options.noise_on(len(train), windows) * train.typical_sizes().float()
     for step in range(options.steps):
         for count in _portion_sizes(windows, length):
             chosen = torch.tensor([next(numbers) for _ in range(count)])
@@ -166,11 +180,6 @@ def _descent(
             off.square().sum().backward()  # Muon's steps don't depend on the scale of the loss
         optimiser.step(options.learning_rate * _schedule(step, options.steps))
         yield start.with_parts(parts)
-
-
-def _noise(options: FitOptions, passes: float) -> float:
-    """Little text is learnt by heart unless it is varied; much text teaches best as it is."""
-    return min(1.0, passes / _PASSES) if options.noise is None else options.noise
 
 
 def _schedule(step: int, steps: int) -> float:

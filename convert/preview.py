@@ -62,8 +62,9 @@ class Preview:
         """The conversion recommended, with the options of the one asked for that bear on what comes out."""
         options = replace(self.choice.plan.options, groups=self.groups, method=self.method, calibration=None, fit=None)
         fit = self.choice.plan.options.fit
-        measured = self.calibration and (fit or traits_of(self.method).uses_moments)
-        return command_for(checkpoint, options, *(_calibration_words(self.calibration, fit) if measured else ()))
+        if self.calibration and (fit or traits_of(self.method).uses_moments):
+            return command_for(checkpoint, options, *_calibration_words(self.calibration, fit))
+        return command_for(checkpoint, options)
 
     def to_json(self, checkpoint: str) -> dict[str, Any]:
         """Everything as JSON values."""

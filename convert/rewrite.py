@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gqa.convert.ahead import LayerStore, layers_ahead, making_of
-from gqa.convert.calibration import Progress
+from gqa.convert.calibration import Progress, settled
 from gqa.convert.config import converted_config, converted_wrapper_config
 from gqa.convert.directory import atomic_directory, check_output, check_space, disk_errors
 from gqa.convert.family import kv_settings
@@ -143,6 +143,18 @@ def beside(checkpoint: str, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
+def measured_on(checkpoint: Path, options: ConvertOptions, hidden_size: int) -> dict[str, object]:
+    """What an entry in `gqa.json` says of calibration and fit: as asked for, and what the defaults came to."""
+    calibration, fit = options.calibration, options.fit
+    asked = {"calibration": calibration and asdict(calibration), "fit": fit and asdict(fit)}
+    if calibration is None:
+        return asked
+    came_to = settled(checkpoint, calibration)
+    if fit is not None:
+        came_to |= fit.settled(hidden_size, int(came_to["sequence_length"]), calibration.tokens)
+    return asked | {"computed_with": came_to}
+
+
 def conversion_stage(plan: Plan, records: Mapping[int, Mapping[str, object]]) -> dict[str, object]:
     """The conversion's entry in `gqa.json`, with what became of every layer."""
     return new_stage(
@@ -154,8 +166,7 @@ def conversion_stage(plan: Plan, records: Mapping[int, Mapping[str, object]]) ->
         method=plan.options.method,
         grouping=plan.grouping,
         restrictions=plan.restrictions,
-        calibration=plan.options.calibration and asdict(plan.options.calibration),
-        fit=plan.options.fit and asdict(plan.options.fit),
+        **measured_on(plan.checkpoint, plan.options, plan.shape.hidden_size),
         **({"encoder": plan.options.encoder} if plan.family.sites else {}),
         **({"keep_architecture": True} if plan.options.keep_architecture else {}),
         seed=plan.options.seed,

@@ -63,11 +63,13 @@ def test_a_calibrated_conversion_merges_on_the_moments_of_the_text(tiny, calibra
 
 
 def test_a_fitted_conversion_says_what_the_fit_did(tiny, calibration, tmp_path, load):
-    options = ConvertOptions(groups=2, calibration=calibration, fit=QUICK)
+    options = ConvertOptions(groups=2, calibration=replace(calibration, device="cpu"), fit=QUICK)
     convert(tiny, tmp_path / "out", options)
     assert load(tmp_path / "out").config.num_key_value_heads == 2
     told = stage_of(tmp_path / "out")
     assert told["fit"]["steps"] == 8
+    came_to = {"device": "cpu", "dtype": "float32", "sequence_length": 32, "step_tokens": 64, "noise": 0.05}
+    assert told["computed_with"] == came_to
     assert [layer["fit"]["held_out_after"] < layer["fit"]["held_out_before"] for layer in told["layers"]]
     assert kept_beside(tmp_path / "out") == []
 

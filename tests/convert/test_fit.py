@@ -161,6 +161,8 @@ def test_large_biases_do_not_lengthen_the_steps_of_weights(named, tmp_path):
         optimiser.step(0.03)
         moved.append(start.with_parts(parts))
     assert (moved[1].k - large.k).norm() < 1.5 * (moved[0].k - small.k).norm()
+    assert moved[1].k_bias is not None
+    assert large.k_bias is not None
     share = (moved[1].k_bias - large.k_bias).norm() / large.k_bias.norm()
     assert 0.01 < share < 0.1
 
