@@ -194,7 +194,7 @@ class LatentPlan:
             config=self.config,
             settings=self.config,
             family=family(self.shape),
-            shape=self.source.shape,
+            shape=replace(self.source.shape, num_kv_heads=self.shape.num_heads),
             kept={tensor.name: tensor.source for tensor in self.tensors if tensor.source is not None},
         )
 

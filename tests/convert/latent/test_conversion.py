@@ -107,6 +107,24 @@ def test_calibration_and_fit_help(small, calibration_text, tmp_path):
     assert not list(tmp_path.glob("out.layers*"))
 
 
+@pytest.mark.parametrize(
+    ("model_type", "config"),
+    [("youtu", {}), ("deepseek_v3", {}), ("youtu", {"attention_bias": True}), ("youtu", {"model_type": "qwen2"})],
+    ids=lambda value: str(value),
+)
+def test_layers_whose_queries_share_heads_are_fitted(
+    make_checkpoint, calibration_text, tmp_path, load, model_type, config
+):
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2} | ({} if "model_type" in config else {"head_dim": 8})
+    source = make_checkpoint(**sizes, **config)
+    latent = LatentOptions(kv_rank=12, rope_dim=8, model_type=model_type)
+    convert_latent(source, tmp_path / "out", latent, fitting(calibration_text, steps=24))
+    (stage,) = read_stages(tmp_path / "out")
+    for layer in stage["layers"]:
+        assert layer["fit"]["held_out_after"] < layer["fit"]["held_out_before"]
+    assert load(tmp_path / "out").config.model_type == model_type
+
+
 def test_what_the_fit_reports_is_what_the_class_puts_out(small, calibration_text, tmp_path, load):
     """The first layer, whose input is the original's: its attention's output from the two checkpoints on disk."""
     from gqa.convert.calibration import calibration_windows
