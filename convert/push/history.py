@@ -66,7 +66,7 @@ def _conversion(facts: Facts, stage: Mapping[str, Any]) -> Iterator[str]:
         )
     else:
         yield from _change_of_class(stage)
-    if len(set(before)) > 1 and "encoder" not in stage:  # whose attentions differ by their kind
+    if not latent and len(set(before)) > 1 and "encoder" not in stage:  # whose attentions differ by their kind
         yield (
             f"Layers had {span(before)} key/value heads; each has {span(after)} now. Where that is a multiple, heads "
             "were repeated, which changes nothing."
@@ -128,9 +128,10 @@ def _original_hash(facts: Facts) -> str:
 
 
 def _recipe(facts: Facts) -> dict[str, Any] | None:
-    """The tables of a recipe; None where it took other stages than one conversion and one training."""
+    """The tables of a recipe; None where it took other stages than one conversion to heads and one training."""
     _, after = facts.heads
-    if [stage["stage"] for stage in facts.stages] != ["convert", "uptrain"] or len(set(after)) != 1:
+    stages = [stage["stage"] for stage in facts.stages]
+    if stages != ["convert", "uptrain"] or len(set(after)) != 1 or facts.latent:
         return None
     conversion, training = facts.stages
     converting = {"groups": after[0]} | {key: conversion[key] for key in _CONVERTING if key in conversion}
@@ -155,9 +156,8 @@ def limits(facts: Facts) -> list[str]:
     lines = []
     if facts.merged and not facts.trainings:
         fitted = ", but for the fit of its layers" if facts.conversions[-1].get("fit") else ""
-        lines.append(
-            f"Heads were merged and nothing was trained afterwards{fitted}: expect it to be worse than the original."
-        )
+        done = "A latent took the place of heads" if facts.latent else "Heads were merged"
+        lines.append(f"{done} and nothing was trained afterwards{fitted}: expect it to be worse than the original.")
     if facts.trainings:
         lines.append(
             "It was trained on the text named above; what that text does not show may be known less well than before."

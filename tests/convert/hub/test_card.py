@@ -159,7 +159,16 @@ def test_latent_attention(model_type, size):
     assert "every device caches the whole latent" in card.text
     assert "No class of transformers holds" not in card.text
     assert "KV heads went from" not in card.text
-    assert "expect it to be worse" in card.text
+    assert "A latent took the place of heads and nothing was trained afterwards: expect it to be worse" in card.text
+    assert "Heads were merged" not in card.text
+
+
+def test_latent_attention_of_layers_that_differed_and_after_training():
+    made = {"model_type": "youtu", "method": "latent", "latent": {"kv_rank": 96, "rope_dim": 48}}
+    stage = conversion(kv_heads_before=[2, 4], kv_heads_after=[8, 8], **made)
+    card = card_of(stages=[stage, training()], config={"model_type": "youtu"})
+    assert "heads were repeated" not in card.text
+    assert "gqa-run" not in card.text  # recipes have no latents
 
 
 def test_a_multimodal_checkpoint():
