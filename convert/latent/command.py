@@ -22,6 +22,7 @@ from gqa.convert.plan import ConvertOptions
 from gqa.convert.pretrained import quiet_transformers
 from gqa.convert.rewrite import beside
 from gqa.convert.source import resolve_checkpoint
+from gqa.convert.uneven import span
 from gqa.convert.view import show_what_follows, size
 
 
@@ -120,13 +121,13 @@ def predicted(plan: LatentPlan, progress: Progress = lambda *_: None) -> Iterato
 
 def _show_sizes(plan: LatentPlan, console: Console) -> None:
     """What is cached, before and after."""
-    shape, before = plan.shape, plan.source.shape
-    share = plan.cache_bytes_after / plan.cache_bytes_before
+    shape, heads = plan.shape, [place.kv_heads for place in plan.source.places]
+    before, after = plan.cache_bytes_before, plan.cache_bytes_after
     console.print(
         f"A {plan.source.rewritten_from or plan.source.family.model_type} as a {shape.model_type}: a latent of "
-        f"{shape.kv_rank} and a rotary key of {shape.rope_dim} in place of {before.num_kv_heads} keys and values of "
-        f"{before.head_dim}. KV cache {size(plan.cache_bytes_before)} -> {size(plan.cache_bytes_after)} a token, "
-        f"{share:.3g} of what it was.",
+        f"{shape.kv_rank} and a rotary key of {shape.rope_dim} in place of {span(heads)} keys and values of "
+        f"{plan.source.shape.head_dim}. KV cache {size(before)} -> {size(after)} a token, {after / before:.3g} of what "
+        "it was.",
         soft_wrap=True,
         highlight=False,
     )

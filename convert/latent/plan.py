@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -79,12 +80,13 @@ class LatentOptions:
             if value is not None and (value < 2 or value % 2):
                 raise UserError(f"{name} is {value}; it must be even and at least 2")
 
-    def divisions(self, cached: int, head_dim: int) -> list[tuple[int, int]]:
+    def divisions(self, cached: float, head_dim: int, most: int | None = None) -> list[tuple[int, int]]:
         """Numbers of the latent and of the rotary key, or of several such where they are for us to choose from.
 
         Args:
-            cached: numbers that the original caches for a token in a layer.
+            cached: numbers that the original caches for a token in a layer, on the average of layers.
             head_dim: components of a head.
+            most: those of keys and values that the latent has to hold in a layer, where layers differ.
 
         Raises:
             UserError: the budget has no room for both, or there is not so much to keep.
@@ -98,7 +100,7 @@ class LatentOptions:
             found = [(budget - key, key) for key in keys]
             if min(found)[0] < 2:
                 raise UserError(
-                    f"kv_budget is {self.kv_budget:g}, of {cached} numbers that are cached for a token in a layer: "
+                    f"kv_budget is {self.kv_budget:g}, of {cached:g} numbers that are cached for a token in a layer: "
                     f"that leaves no room for a latent beside the {keys[-1]} of the rotary key; keep more, or lower "
                     "--rope-dim"
                 )
@@ -107,11 +109,11 @@ class LatentOptions:
                 f"rope_dim is {found[0][1]}; a deepseek_v3 has one rotary base, so its key is as wide as a head, "
                 f"{head_dim}, or an even part of that; take {head_dim}, or half as many"
             )
-        kv_rank, rope_dim = max(found)[0], found[-1][1]
-        if kv_rank > cached + 2:
-            raise UserError(f"kv_rank is {kv_rank}, but {cached + 2} hold all that there is; ask for no more")
-        if rope_dim > cached // 2:
-            raise UserError(f"rope_dim is {rope_dim}, but all keys together have {cached // 2}; ask for no more")
+        kv_rank, rope_dim, most = max(found)[0], found[-1][1], most or int(cached)
+        if kv_rank > most + 2:
+            raise UserError(f"kv_rank is {kv_rank}, but {most + 2} hold all that there is; ask for no more")
+        if rope_dim > most // 2:
+            raise UserError(f"rope_dim is {rope_dim}, but all keys together have {most // 2}; ask for no more")
         return found
 
     def _keys(self, budget: int, head_dim: int) -> list[int]:
@@ -208,7 +210,7 @@ class LatentPlan:
             "method": "latent",
             **self.facts(),
             "num_heads": self.source.shape.num_heads,
-            "kv_heads_before": self.source.shape.num_kv_heads,
+            "kv_heads_before": max(place.kv_heads for place in self.source.places),
             "head_dim": self.source.shape.head_dim,
             "weight_bytes": self.total_bytes,
             "cache_bytes_per_token_before": self.cache_bytes_before,
@@ -238,7 +240,8 @@ def plan_latent(
     config = load_config(checkpoint, source.config if source.rewritten_from else None, wrapped=True)
     check_held(source, config, latent.model_type)
     heads, rotation = source.shape, source.freedoms[0].rotation
-    divisions = latent.divisions(2 * heads.num_kv_heads * heads.head_dim, heads.head_dim)
+    cached = 2 * heads.head_dim * fmean(place.kv_heads for place in source.places)
+    divisions = latent.divisions(cached, heads.head_dim, 2 * heads.num_kv_heads * heads.head_dim)
     scale = score_factor(config) * heads.head_dim**-0.5
     if latent.model_type == "youtu":
         kv_rank, rope_dim, pairs = divided(source, divisions, scale, progress)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from edits import edit_config, edit_tensors
 from typer.testing import CliRunner
 
 from gqa.convert.calibration import CalibrationOptions
@@ -225,6 +226,24 @@ def test_a_budget_is_never_exceeded():
             for rank, rope in LatentOptions(kv_budget=share).divisions(cached, 32):
                 assert rank % 2 == rope % 2 == 0
                 assert share * cached - 2 < rank + rope <= share * cached
+
+
+def test_a_budget_is_of_all_layers_where_they_differ_in_their_heads(make_checkpoint, tmp_path, load):
+    source = make_checkpoint(num_attention_heads=8, num_key_value_heads=4, head_dim=8)
+    edit_tensors(source, _with_one_head_in_the_second_layer)
+    edit_config(source, model_type="deci", architectures=["DeciLMForCausalLM"], num_key_value_heads_per_layer=[4, 1])
+    said = json.loads(run("--to", "mla", "--kv-budget", 0.5, source, "-o", tmp_path / "out", "--json"))
+    assert said["kv_heads_before"] == 4
+    sizes = said["latent"]["kv_rank"] + said["latent"]["rope_dim"]
+    assert sizes == 2 * 8 * (4 + 1) // 2 / 2
+    assert said["cache_bytes_per_token_after"] * 2 == said["cache_bytes_per_token_before"] == 4 * 2 * 8 * (4 + 1)
+    assert load(tmp_path / "out").config.kv_lora_rank == said["latent"]["kv_rank"]
+
+
+def _with_one_head_in_the_second_layer(state: dict[str, torch.Tensor]) -> None:
+    for name in state:
+        if name.startswith("model.layers.1.self_attn.") and name.split(".")[-2] in ("k_proj", "v_proj"):
+            state[name] = state[name][:8].contiguous()
 
 
 @pytest.mark.parametrize("share", [0.5, 0.25])
