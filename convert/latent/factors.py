@@ -154,7 +154,11 @@ def _damage(
     moments: Moments,
     rotation: Rotation,
 ) -> Damage:
-    """What scores lose that neither the rotary key nor the latent gives, and what values lose, as shares."""
+    """What scores lose that neither the rotary key nor the latent gives, and what values lose, as shares.
+
+    Of a score what is the same for all tokens and distances is left out, as softmax does. So of what the latent lacks
+    the mean costs nothing; but a key that turns, taken not to, loses its turning, and that of its mean too.
+    """
     one = torch.zeros_like(latent[:1])
     one[0, -1] = 1
     keys, values = (part @ torch.cat([latent, one]) for part in up)
@@ -162,10 +166,10 @@ def _damage(
     all_values = ((still.o.mT @ still.o).sum(1) * _square(still.v, moments)).sum()
     seen = over_distances(query_moments(wide, moments), rotation.angles, rotation.context)
     still_seen = query_moments(replace(still, v=wide.v), moments)
-    rest = still.k.clone()
-    rest[..., -1] -= rest @ _mean(moments)
-    lost_keys = (seen * _square(rest, moments)).sum() - (still_seen * _square(rest, moments)).sum()
-    lost_keys = lost_keys + (still_seen * _square(rest - keys, moments)).sum()
+    left = still.k - keys
+    left[..., -1] -= left @ _mean(moments)
+    turning = ((seen - still_seen) * _square(still.k, moments)).sum()
+    lost_keys = turning + (still_seen * _square(left, moments)).sum()
     all_keys = (seen * _square(wide.k, moments)).sum()
     return Damage(keys=(_share(lost_keys, all_keys),), values=(_share(lost_values, all_values),))
 

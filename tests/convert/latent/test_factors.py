@@ -1,5 +1,7 @@
 """The factorisation against other ways to the same numbers: singular values, sums, and the class's own angles."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import YoutuConfig
@@ -7,7 +9,7 @@ from transformers.models.youtu.modeling_youtu import YoutuRotaryEmbedding
 
 from gqa.convert.algebra import root_and_inverse
 from gqa.convert.keys import head_weights
-from gqa.convert.latent.factors import Factors, _latent, _several, _still, factored
+from gqa.convert.latent.factors import Factors, _damage, _latent, _several, _still, factored
 from gqa.convert.latent.frequencies import chosen_pairs, gains_of_pairs, rope_settings
 from gqa.convert.moments import Moments
 from gqa.convert.positions import Rotation
@@ -108,6 +110,30 @@ def test_damage_falls_with_the_rank_to_what_still_keys_can_not_do(layers_of, che
     assert values[-1] == pytest.approx(0, abs=1e-9)
     assert keys == sorted(keys, reverse=True)
     assert keys[-1] > 1e-3
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_damage_to_scores_is_how_they_vary_over_tokens_and_distances(centred):
+    """Less what they are on the average of both, which softmax does not see; here all of a key goes to the latent."""
+    wide, (moments, rows) = layer(), measured()
+    still = replace(wide, q=_still(ROTATION) @ wide.q)
+    latent, up = _latent(still, moments, replace(asked(5), centred=centred))
+    ones = torch.ones(1, len(rows), dtype=torch.float64)
+    made = up[0] @ torch.cat([latent @ rows.T, ones])  # [heads, dim, tokens]
+    distances = torch.arange(ROTATION.context)
+    turns = torch.stack([commuting(torch.exp(1j * ROTATION.angles * t)) for t in distances])
+    share = 1 / (1 + distances.double())
+    share = share[:, None] / share.sum() / len(rows)  # of a distance and a token
+    lost, total = 0.0, 0.0
+    for head, queries in enumerate(head_weights(wide, moments)):
+        for query, weight in enumerate(queries):
+            asks = wide.q[head, query] @ rows.T  # [dim, tokens]
+            scores = torch.einsum("tde,en,dm->ntm", turns, asks, wide.k[head] @ rows.T)
+            off = scores - ((_still(ROTATION) @ asks).T @ made[head])[:, None]
+            varies = (share * off.square()).sum((1, 2)) - (share * off).sum((1, 2)).square()
+            lost += (weight * varies.mean()).item()
+            total += (weight * (share * scores.square()).sum((1, 2)).mean()).item()
+    assert _damage(wide, still, latent, up, moments, ROTATION).keys[0] == pytest.approx(lost / total, rel=1e-6)
 
 
 def test_pairs_go_where_nothing_else_can_stand_in():
