@@ -8,12 +8,12 @@ from typing import Literal
 from gqa.convert.calibration import CalibrationOptions, Progress
 from gqa.convert.choosing import Wish, chosen
 from gqa.convert.latent.plan import LatentOptions, LatentPlan, plan_latent
-from gqa.convert.latent.rewrite import write_latent
+from gqa.convert.latent.rewrite import Destination, write_latent
 from gqa.convert.layerfit import FitOptions
 from gqa.convert.plan import ConvertOptions, Plan
 from gqa.convert.pretrained import quiet_transformers
 from gqa.convert.preview import Preview, preview
-from gqa.convert.rewrite import beside, default_output, ignore_progress, write_conversion
+from gqa.convert.rewrite import default_output, ignore_progress, write_conversion
 from gqa.convert.source import resolve_checkpoint
 from gqa.convert.writer import Advance
 
@@ -150,8 +150,10 @@ def convert_to_latent(
         max_shard_size=max_shard_size,
     )
     quiet_transformers()
-    plan = plan_latent(resolve_checkpoint(checkpoint), sizes, options, progress)
-    target = Path(output) if output is not None else beside(str(checkpoint), f"-mla{plan.shape.kv_rank}")
+    source, path = resolve_checkpoint(checkpoint), Path(output) if output is not None else None
+    place = Destination(source=source, named=str(checkpoint), output=path, overwrite=overwrite)
+    plan = plan_latent(source, sizes, options, progress, place.check)
+    target = place.path(plan.shape.kv_rank)
     write_latent(plan, target, overwrite=overwrite, advance=advance, progress=progress)
     return Conversion(output=target, plan=plan)
 

@@ -16,11 +16,10 @@ from gqa.convert.damage import Damage
 from gqa.convert.errors import UserError, did_you_mean
 from gqa.convert.latent.making import make_layer
 from gqa.convert.latent.plan import LatentOptions, LatentPlan, plan_latent
-from gqa.convert.latent.rewrite import write_latent
+from gqa.convert.latent.rewrite import Destination, write_latent
 from gqa.convert.options import COMMAND_LINE, build_options
 from gqa.convert.plan import ConvertOptions
 from gqa.convert.pretrained import quiet_transformers
-from gqa.convert.rewrite import beside
 from gqa.convert.source import resolve_checkpoint
 from gqa.convert.uneven import span
 from gqa.convert.view import show_what_follows, size
@@ -81,10 +80,12 @@ class LatentCommand:
         started, source = time.monotonic(), resolve_checkpoint(checkpoint)
         quiet_transformers()
         damages: list[Damage] = []
+        place = Destination(source=source, named=checkpoint, output=output, overwrite=overwrite)
         with step_bar(quiet=console.quiet) as progress:
-            plan = plan_latent(source, self.latent, self.options, progress)
+            ready = (lambda *_: None) if dry_run else place.check
+            plan = plan_latent(source, self.latent, self.options, progress, ready)
             _show_sizes(plan, console)
-            target = output or beside(checkpoint, f"-mla{plan.shape.kv_rank}")
+            target = place.path(plan.shape.kv_rank)
             if dry_run:
                 damages.extend(predicted(plan, progress))
             else:

@@ -26,9 +26,9 @@ def divided(
         source: the checkpoint.
         divisions: numbers of the latent, its constant included, and of the rotary key.
         scale: what the checkpoint's softmax multiplies scores by.
-        progress: told how many divisions were tried.
+        progress: told how many layers were looked at, and then how many divisions were tried.
     """
-    gains = gains_of_pairs(_wide_layers(source), source.freedoms[0].rotation)
+    gains = gains_of_pairs(_wide_layers(source, progress), source.freedoms[0].rotation)
     losses: list[float] = []
     for kv_rank, rope_dim in divisions if len(divisions) > 1 else ():
         asked = Factors(pairs=chosen_pairs(gains, rope_dim), rank=kv_rank - 1, scale=scale, centred=True)
@@ -48,7 +48,8 @@ def _loss(source: Plan, asked: Factors) -> float:
     )
 
 
-def _wide_layers(source: Plan) -> Iterator[WideLayer]:
-    unit = Moments.unit(source.shape.hidden_size)
+def _wide_layers(source: Plan, progress: Progress) -> Iterator[WideLayer]:
+    unit, layers = Moments.unit(source.shape.hidden_size), len(source.freedoms)
     for layer, freedom in enumerate(source.freedoms):
         yield widened(load_layer(source, layer, also_queries=True), freedom, unit)
+        progress(f"choosing frequencies, layer {layer + 1} of {layers}", layer + 1, layers)

@@ -1,6 +1,6 @@
 """What a conversion to latent attention is going to do, worked out before anything is spent on it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -222,8 +222,17 @@ class LatentPlan:
         return {"latent": {**asdict(self.shape), "rotary_pairs": list(self.factors.pairs)}}
 
 
+Ready = Callable[[int | None, int], None]
+"""told, before any weight is read, the latent's rank (None: one of several) and the bytes that the output will take, of
+several the fewest; raises UserError where there is no place for it"""
+
+
 def plan_latent(
-    checkpoint: Path, latent: LatentOptions, options: ConvertOptions, progress: Progress = lambda *_: None
+    checkpoint: Path,
+    latent: LatentOptions,
+    options: ConvertOptions,
+    progress: Progress = lambda *_: None,
+    ready: Ready = lambda *_: None,
 ) -> LatentPlan:
     """Check the checkpoint and lay out the output.
 
@@ -232,6 +241,7 @@ def plan_latent(
         latent: how large what is cached becomes.
         options: dtype, calibration and fit; groups and method are of no use.
         progress: told how far the choice of what the rotary key takes is.
+        ready: asked whether there is a place for the output.
 
     Raises:
         UserError: anything about the checkpoint or the options that makes the conversion impossible.
@@ -242,6 +252,9 @@ def plan_latent(
     heads, rotation = source.shape, source.freedoms[0].rotation
     cached = 2 * heads.head_dim * fmean(place.kv_heads for place in source.places)
     divisions = latent.divisions(cached, heads.head_dim, 2 * heads.num_kv_heads * heads.head_dim)
+    tied = bool(config.tie_word_embeddings)
+    laid_out = [_laid_out(source, _shape(source, latent.model_type, *sizes), tied=tied) for sizes in divisions]
+    ready(divisions[0][0] if len(divisions) == 1 else None, min(layout.nbytes for layout in laid_out))
     scale = score_factor(config) * heads.head_dim**-0.5
     if latent.model_type == "youtu":
         kv_rank, rope_dim, pairs = divided(source, divisions, scale, progress)
@@ -249,20 +262,13 @@ def plan_latent(
         kv_rank, rope_dim = divisions[0]
         pairs = tuple(range(0, rotation.pairs, heads.head_dim // rope_dim))
         _check_normed(kv_rank, source)
-    shape = LatentShape(
-        model_type=latent.model_type,
-        hidden_size=heads.hidden_size,
-        num_heads=heads.num_heads,
-        kv_rank=kv_rank,
-        rope_dim=rope_dim,
-        still_dim=heads.head_dim,
-        head_dim=heads.head_dim,
-        query_bias=f"{source.family.q}.bias" in source.attention[0],
-    )
+    layout = laid_out[divisions.index((kv_rank, rope_dim))]
+    shape = layout.shape
     carried = {key: getattr(config, key) for key in _CARRIED if hasattr(config, key)} | {
         key: source.config[key] for key in _SAID if key in source.config
     }
     written = {**carried, **shape.settings(heads.num_layers)}
+    written["tie_word_embeddings"] = tied and shape.has_constant
     written["pad_token_id"] = None  # the class would put zeros in the place of that token's embedding, also when tied
     written["rope_parameters"] = (
         rope_settings(config, rotation, pairs)
@@ -270,18 +276,48 @@ def plan_latent(
         else dict(config.rope_parameters)  # every n-th pair turns as all do of a key an n-th as wide
     )
     unused = 1 if shape.has_constant else spare_channels(kv_rank)
-    merged = [_attention(source, layer, shape) for layer in range(heads.num_layers)]
-    tensors = list(_in_writing_order(source, merged))
-    if not shape.has_constant and written["tie_word_embeddings"]:
-        tensors += _head(tensors)
-        written["tie_word_embeddings"] = False
     return LatentPlan(
         source=source,
         shape=shape,
         factors=Factors(pairs=pairs, rank=kv_rank - unused, scale=scale, centred=shape.has_constant),
         config=converted_config(written, {}, options.dtype),
-        merged=merged,
-        tensors=tensors,
+        merged=layout.merged,
+        tensors=layout.tensors,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """What the output holds, whatever the numbers in it."""
+
+    shape: LatentShape
+    merged: list[list[OutputTensor]]
+    tensors: list[OutputTensor]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def _laid_out(source: Plan, shape: LatentShape, *, tied: bool) -> _Layout:
+    merged = [_attention(source, layer, shape) for layer in range(source.shape.num_layers)]
+    tensors = list(_in_writing_order(source, merged))
+    return _Layout(
+        shape=shape, merged=merged, tensors=tensors + (_head(tensors) if tied and not shape.has_constant else [])
+    )
+
+
+def _shape(source: Plan, model_type: str, kv_rank: int, rope_dim: int) -> LatentShape:
+    heads = source.shape
+    return LatentShape(
+        model_type=model_type,
+        hidden_size=heads.hidden_size,
+        num_heads=heads.num_heads,
+        kv_rank=kv_rank,
+        rope_dim=rope_dim,
+        still_dim=heads.head_dim,
+        head_dim=heads.head_dim,
+        query_bias=f"{source.family.q}.bias" in source.attention[0],
     )
 
 

@@ -2,20 +2,47 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gqa.convert.ahead import LayerStore, layers_ahead
 from gqa.convert.calibration import Progress
+from gqa.convert.directory import check_output, check_space
 from gqa.convert.latent.making import latent_layers, latent_making
 from gqa.convert.latent.plan import LatentOptions, LatentPlan, plan_latent
 from gqa.convert.ondemand import LayersOnDemand
 from gqa.convert.plan import ConvertOptions
 from gqa.convert.provenance import new_stage, read_stages, write_stages
-from gqa.convert.rewrite import ignore_progress, new_checkpoint
+from gqa.convert.rewrite import beside, ignore_progress, new_checkpoint
 from gqa.convert.sidefiles import write_config
 from gqa.convert.tokenizer import write_tokenizer
 from gqa.convert.writer import Advance, plan_shards, write_shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Destination:
+    """Where the output goes."""
+
+    source: Path
+    """what is converted"""
+    named: str
+    """the same as it was named: a directory, or a Hub id"""
+    output: Path | None
+    """None: beside it, by the latent's rank"""
+    overwrite: bool
+    """whether an output that exists is replaced"""
+
+    def path(self, kv_rank: int) -> Path:
+        """With a latent of that rank."""
+        return self.output or beside(self.named, f"-mla{kv_rank}")
+
+    def check(self, kv_rank: int | None, nbytes: int) -> None:
+        """A look before what takes long, as far as the rank is known. See `gqa.convert.latent.plan.Ready`."""
+        if self.output is None and kv_rank is None:
+            return
+        output = self.path(kv_rank or 0)
+        check_output(output, [self.source], overwrite=self.overwrite)
+        check_space(output, nbytes)
 
 
 def convert_latent(
@@ -33,7 +60,8 @@ def convert_latent(
     Raises:
         UserError: the input, the options or the output can't be used; nothing is left behind.
     """
-    plan = plan_latent(checkpoint, latent, options, progress)
+    place = Destination(source=checkpoint, named=str(checkpoint), output=output, overwrite=overwrite)
+    plan = plan_latent(checkpoint, latent, options, progress, place.check)
     write_latent(plan, output, overwrite=overwrite, advance=advance, progress=progress)
     return plan
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from typer.testing import CliRunner
 
 from gqa.convert.calibration import CalibrationOptions
 from gqa.convert.cli import app
+from gqa.convert.conversion import convert_to_latent
+from gqa.convert.errors import UserError
 from gqa.convert.family import all_families
 from gqa.convert.latent.making import make_layer, stored_tensors
 from gqa.convert.latent.plan import LatentOptions, plan_latent
@@ -160,7 +163,7 @@ def test_a_fit_that_is_broken_off_goes_on(small, calibration_text, tmp_path, sta
     assert not (tmp_path / "out").exists()
     told: list[str] = []
     convert_latent(small, tmp_path / "out", SMALL, options, progress=lambda what, *_: told.append(what))
-    assert set(told) == {"layer 2 of 2"}
+    assert {what for what in told if not what.startswith("choosing frequencies")} == {"layer 2 of 2"}
     convert_latent(small, tmp_path / "whole", SMALL, options)
     one, other = (state_of(tmp_path / name) for name in ("out", "whole"))
     assert all(torch.equal(one[name], other[name]) for name in other)
@@ -262,6 +265,38 @@ def test_a_budget_is_divided_as_is_predicted_to_lose_least(small, share):
     chosen = plan_latent(small, LatentOptions(kv_budget=share), PLAIN).shape.rope_dim
     assert len(found) > 1
     assert found[chosen] == min(found.values())
+
+
+@pytest.mark.parametrize("sizes", [{"kv_budget": 0.5}, {"kv_rank": 20}], ids=str)
+def test_the_output_is_looked_at_before_weights_are_read(small, tmp_path, sizes):
+    told: list[str] = []
+
+    def note(what: str, *_: int) -> None:
+        told.append(what)
+
+    with pytest.raises(UserError, match="exists; choose another"):
+        convert_to_latent(small, tmp_path, **sizes, progress=note)
+    with pytest.raises(UserError, match="exists; choose another"):
+        convert_latent(small, tmp_path, LatentOptions(**sizes), PLAIN, progress=note)
+    assert not told
+
+
+def test_room_on_the_disk_and_the_output_by_its_rank_are_looked_at_too(small, monkeypatch):
+    told: list[str] = []
+    small.with_name(f"{small.name}-mla20").mkdir()
+    with pytest.raises(UserError, match="mla20 exists"):
+        convert_to_latent(small, kv_rank=20, progress=lambda what, *_: told.append(what))
+    usage = shutil.disk_usage(small)._replace(free=1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match="free some space"):
+        convert_to_latent(small, small.with_name("out"), kv_budget=0.5, progress=lambda what, *_: told.append(what))
+    assert not told
+
+
+def test_whoever_waits_is_told_of_every_layer_that_is_looked_at(small):
+    told: list[tuple[object, ...]] = []
+    plan_latent(small, SMALL, PLAIN, lambda *what: told.append(what))
+    assert told == [(f"choosing frequencies, layer {layer} of 2", layer, 2) for layer in (1, 2)]
 
 
 def test_who_names_the_rotary_key_gets_it(small):
