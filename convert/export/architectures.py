@@ -52,9 +52,14 @@ def architecture_for(config: "PreTrainedConfig") -> Architecture:
         UserError: it would compute something else.
     """
     if config.model_type == "youtu":
+        instead = (
+            "convert again with --model-type deepseek_v3 if that takes the original, or serve it with transformers"
+        )
+        if config.q_lora_rank == config.hidden_size + 1:  # as ours are for biases alone
+            instead = "nor has it any for queries, so this one can't become a deepseek_v3; serve it with transformers"
         raise UserError(
             "a youtu is not exported: llama.cpp has no biases in latent attention, which keep their constant there; "
-            "convert again with --model-type deepseek_v3, or serve it with transformers"
+            f"{instead}"
         )
     found = ARCHITECTURES.get(config.model_type)
     if found is None:

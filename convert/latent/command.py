@@ -17,6 +17,7 @@ from gqa.convert.errors import UserError, did_you_mean
 from gqa.convert.latent.making import make_layer
 from gqa.convert.latent.plan import LatentOptions, LatentPlan, plan_latent
 from gqa.convert.latent.rewrite import Destination, write_latent
+from gqa.convert.latent.target import VLLM_SIZES
 from gqa.convert.options import COMMAND_LINE, build_options
 from gqa.convert.plan import ConvertOptions
 from gqa.convert.pretrained import quiet_transformers
@@ -136,9 +137,16 @@ def _show_sizes(plan: LatentPlan, console: Console) -> None:
 
 def _readers(plan: LatentPlan, target: Path) -> str:
     """Who runs the result."""
-    if plan.shape.has_constant:
+    shape = plan.shape
+    if shape.has_constant and plan.no_engine:
+        return f"Only transformers runs it; no engine holds it as a deepseek_v3: {plan.no_engine}."
+    if shape.has_constant:
         return "Only transformers runs it; what llama.cpp, mlx-lm and vLLM run is made with --model-type deepseek_v3."
-    return f"Engines run it too; for llama.cpp: gqa-export gguf {target} {target.name}.gguf"
+    said = f"Engines run it too; for llama.cpp: gqa-export gguf {target} {target.name}.gguf"
+    if (shape.kv_rank, shape.rope_dim) in VLLM_SIZES:
+        return said
+    sizes = " or ".join(f"--kv-rank {rank} --rope-dim {rope}" for rank, rope in VLLM_SIZES)
+    return f"{said}\nvLLM's kernels do not take these sizes, only {sizes}."
 
 
 def _show_damages(damages: list[Damage], console: Console, *, every_layer: bool) -> None:

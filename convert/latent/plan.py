@@ -153,6 +153,8 @@ class LatentPlan:
     """of every layer, the tensors of its attention"""
     tensors: list[OutputTensor]
     """the whole output, in writing order"""
+    no_engine: str | None
+    """why engines can't hold the checkpoint with a latent, whatever its model type; None: as a deepseek_v3 they do"""
 
     @property
     def options(self) -> ConvertOptions:
@@ -248,7 +250,7 @@ def plan_latent(
     """
     source = plan_conversion(checkpoint, options)
     config = load_config(checkpoint, source.config if source.rewritten_from else None, wrapped=True)
-    check_held(source, config, latent.model_type)
+    no_engine = check_held(source, config, latent.model_type)
     heads, rotation = source.shape, source.freedoms[0].rotation
     cached = 2 * heads.head_dim * fmean(place.kv_heads for place in source.places)
     divisions = latent.divisions(cached, heads.head_dim, 2 * heads.num_kv_heads * heads.head_dim)
@@ -283,6 +285,7 @@ def plan_latent(
         config=converted_config(written, {}, options.dtype),
         merged=layout.merged,
         tensors=layout.tensors,
+        no_engine=no_engine,
     )
 
 

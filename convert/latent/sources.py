@@ -29,7 +29,7 @@ _IN_LAYERS = {
 _LAYER = re.compile(r"model\.layers\.\d+\.")
 
 
-def check_held(source: Plan, config: "PreTrainedConfig", target: str) -> None:
+def check_held(source: Plan, config: "PreTrainedConfig", target: str) -> str | None:
     """Refuse what the target can't hold.
 
     Args:
@@ -37,18 +37,22 @@ def check_held(source: Plan, config: "PreTrainedConfig", target: str) -> None:
         config: its configuration, as its class reads it.
         target: the model type of the result.
 
+    Returns:
+        Why engines could not hold it, where that is so: it can't become a deepseek_v3.
+
     Raises:
         UserError: with the reason.
     """
     reason = _of_family(source.family) or _of_settings(source, config) or _of_tensors(source)
-    of_engines = _of_engines(source, config) if target == "deepseek_v3" else None
-    if of_engines and not reason:
+    of_engines = _of_engines(source, config)
+    if target == "deepseek_v3" and of_engines and not reason:
         raise UserError(f"it can't become a deepseek_v3: {of_engines}; leave --model-type out, for a youtu")
     if reason:
         model_type = source.rewritten_from or source.family.model_type
         raise UserError(
             f"{model_type} can't be converted to latent attention: {reason}; merge its heads instead, without --to mla"
         )
+    return of_engines
 
 
 def _of_family(family: Family) -> str | None:

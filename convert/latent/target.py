@@ -23,6 +23,8 @@ from gqa.convert.latent.weights import LatentWeights
 
 MODEL_TYPES = {"youtu": "YoutuForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM"}
 """what the result may be, and transformers' class of it; the first unless asked otherwise"""
+VLLM_SIZES = ((512, 64), (256, 64))
+"""of the latent and the rotary key: those that its kernels take"""
 CONSTANT = 2.0**14
 """the constant channel: exact in every dtype. The larger, the less the norm sees of the others: what it is off by is
 their mean square over this one's square; float16 still holds it"""

@@ -165,7 +165,12 @@ def edit(file: Path, **changes: Any) -> None:
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("config.json", {"model_type": "gemma"}, "gemma is not exported, only llama, qwen2, phi, deepseek_v3"),
-    ("config.json", {"model_type": "youtu"}, "convert again with --model-type deepseek_v3"),
+    ("config.json", {"model_type": "youtu"}, "convert again with --model-type deepseek_v3 if that takes"),
+    (
+        "config.json",
+        {"model_type": "youtu", "hidden_size": 32, "q_lora_rank": 33},
+        "this one can't become a deepseek_v3",
+    ),
     ("config.json", {"model_type": "deepseek_v3"}, "only what gqa-convert --to mla makes is exported"),
     ("config.json", {"hidden_act": "relu"}, "llama.cpp does not compute relu in a llama"),
     (

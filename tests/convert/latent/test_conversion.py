@@ -64,6 +64,31 @@ def test_the_command_says_who_runs_the_result(small, calibration_text, tmp_path)
     text = ["--calibration", calibration_text, "--calibration-tokens", 256, "--sequence-length", 16]
     said = run(*sizes, *text, "--model-type", "deepseek_v3", "-o", tmp_path / "other")
     assert f"gqa-export gguf {tmp_path / 'other'} other.gguf" in said
+    assert "vLLM's kernels do not take these sizes, only --kv-rank 512 --rope-dim 64 or --kv-rank 256" in said
+
+
+def test_the_command_says_nothing_against_sizes_that_kernels_take(make_checkpoint, calibration_text, tmp_path):
+    wide = make_checkpoint(hidden_size=256, num_attention_heads=4, num_key_value_heads=4, head_dim=64)
+    text = ["--calibration", calibration_text, "--calibration-tokens", 256, "--sequence-length", 16]
+    sizes = ["--to", "mla", "--model-type", "deepseek_v3", "--kv-rank", 256, "--rope-dim", 64]
+    said = run(*sizes, *text, wide, "-o", tmp_path / "out")
+    assert "Engines run it too" in said
+    assert "kernels" not in said
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"attention_bias": True}, "its projections have biases"),
+        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "settings of type linear"),
+    ],
+    ids=str,
+)
+def test_the_command_says_why_no_engine_runs_the_result(make_checkpoint, tmp_path, config, reason):
+    said = run("--to", "mla", "--kv-rank", 20, make_checkpoint(**config), "-o", tmp_path / "out")
+    assert "Only transformers runs it; no engine holds it as a deepseek_v3: " in said
+    assert reason in said
+    assert "--model-type" not in said
 
 
 def test_gqa_json_says_what_was_done(small, tmp_path):
