@@ -11,6 +11,7 @@ from torch import nn
 
 from gqa.convert.errors import UserError
 from gqa.convert.family import Family, all_families, family_for
+from gqa.convert.latent.target import MODEL_TYPES
 from gqa.convert.source import read_config
 from gqa.convert.tensors import read_entries
 from gqa.uptrain.config import UptrainConfig
@@ -74,6 +75,8 @@ def trained_share(checkpoint: Path, config: UptrainConfig) -> float:
 def _family(checkpoint: Path, *, only_kv: bool) -> Family:
     raw = read_config(checkpoint)
     language = raw.get("text_config", raw)
+    if language.get("model_type") in MODEL_TYPES:
+        return _latent_family(language["model_type"], only_kv=only_kv)
     if language.get("model_type") not in all_families():
         raise UserError(
             f"{checkpoint} is a {raw.get('model_type')}, whose attention gqa does not know by name; "
@@ -86,6 +89,16 @@ def _family(checkpoint: Path, *, only_kv: bool) -> Family:
             "take train = attention, and leave kv_lr_multiplier out"
         )
     return family
+
+
+def _latent_family(model_type: str, *, only_kv: bool) -> Family:
+    """Where latent attention stands; its layers are named as Llama's."""
+    if only_kv:
+        raise UserError(
+            f"a {model_type} has no projections of keys and values, but a latent that both are made of; "
+            "take train = attention, and leave kv_lr_multiplier out"
+        )
+    return Family(model_type=model_type, known_as="latent attention")
 
 
 def _patterns(family: Family, *, only_kv: bool) -> Iterator[str]:
