@@ -7,6 +7,7 @@ whole text, RMS norms before attention and before gated dense layers without bia
 import re
 from typing import TYPE_CHECKING
 
+from gqa.convert.checkpoint import Checkpoint
 from gqa.convert.errors import UserError
 from gqa.convert.family import Family
 from gqa.convert.plan import Plan
@@ -27,6 +28,21 @@ _IN_LAYERS = {
     *(f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
 }
 _LAYER = re.compile(r"model\.layers\.\d+\.")
+
+
+def check_heads(opened: Checkpoint) -> None:
+    """Refuse one KV head: what plans a conversion starts from several.
+
+    Raises:
+        UserError: with that or a better reason.
+    """
+    if opened.shape.num_kv_heads > 1 or opened.rewrite is not None:
+        return
+    reason = _of_family(opened.family) or "it has one KV head, and a latent is made from those of several"
+    raise UserError(
+        f"{opened.family.model_type} can't be converted to latent attention: {reason}; there are no heads to merge "
+        "either, so leave the checkpoint as it is"
+    )
 
 
 def check_held(source: Plan, config: "PreTrainedConfig", target: str) -> str | None:
