@@ -60,8 +60,8 @@ def check_held(source: Plan, config: "PreTrainedConfig", target: str) -> str | N
         UserError: with the reason.
     """
     reason = _of_family(source.family) or _of_settings(source, config) or _of_tensors(source)
-    of_engines = _of_engines(source, config)
-    if target == "deepseek_v3" and of_engines and not reason:
+    of_engines = None if reason else _of_engines(source, config)
+    if target == "deepseek_v3" and of_engines:
         raise UserError(f"it can't become a deepseek_v3: {of_engines}; leave --model-type out, for a youtu")
     if reason:
         model_type = source.rewritten_from or source.family.model_type

@@ -229,6 +229,7 @@ def test_bad_options_are_one_sentence(small, tmp_path, arguments, says):
         ({"model_type": "qwen3"}, "a norm on its queries and keys"),
         ({"model_type": "phi"}, "a phi has other norms"),
         ({"model_type": "ernie4_5", "use_bias": True}, "no place for model.layers.0.mlp."),
+        ({"model_type": "mpt"}, "it has no rotary positions"),
         ({"num_key_value_heads": 1}, "llama can't be converted to latent attention: it has one KV head"),
         ({"model_type": "gemma", "num_key_value_heads": 1}, "a gemma has other norms"),
         ({"mlp_bias": True}, "no place for model.layers.0.mlp."),
