@@ -4,7 +4,10 @@ First the rotary key, which all heads read through complex numbers, frequency by
 What it leaves of each head's key is then taken not to rotate, with the queries as they are on the average of all
 distances; and these keys go together with all values into the latent, by one low-rank factorisation that weighs an
 error in either by what it does to the layer's output. Means cost nothing: softmax does not see that of the still keys,
-and a constant channel holds that of the values, so the latent is spent on what differs from token to token.
+and a constant channel holds that of the values, so the latent is spent on what differs from token to token. Measured
+moments come shrunk, their mean with them, and the channel holds no more than that. (To shrink the covariance alone, and
+hold all of the mean, loses more: Llama of 8 million parameters, calibrated on 16,384 tokens, without a fit, by 0.003
+nats a token at a quarter of the cache and by 0.006 at an eighth.)
 """
 
 from dataclasses import dataclass, replace
