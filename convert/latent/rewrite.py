@@ -1,8 +1,8 @@
 """The story of a conversion to latent attention: plan, stream every tensor from disk to disk, say what was done."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from gqa.convert.ahead import LayerStore, layers_ahead
@@ -13,7 +13,7 @@ from gqa.convert.latent.plan import LatentOptions, LatentPlan, plan_latent
 from gqa.convert.ondemand import LayersOnDemand
 from gqa.convert.plan import ConvertOptions
 from gqa.convert.provenance import new_stage, read_stages, write_stages
-from gqa.convert.rewrite import beside, ignore_progress, new_checkpoint
+from gqa.convert.rewrite import beside, ignore_progress, measured_on, new_checkpoint
 from gqa.convert.sidefiles import write_config
 from gqa.convert.tokenizer import write_tokenizer
 from gqa.convert.writer import Advance, plan_shards, write_shards
@@ -76,10 +76,10 @@ def write_latent(
 ) -> None:
     """Carry out a plan. See `convert_latent`."""
     checkpoint = plan.source.checkpoint
-    with new_checkpoint(checkpoint, output, plan.total_bytes, overwrite=overwrite) as work:
+    with ExitStack() as to_the_end, new_checkpoint(checkpoint, output, plan.total_bytes, overwrite=overwrite) as work:
         write_tokenizer(checkpoint, work)
-        with _made(plan, output, progress) as made:
-            write_shards(work, plan_shards(plan.tensors, plan.options.max_shard_bytes), made.take, advance)
+        made = to_the_end.enter_context(_made(plan, output, progress))
+        write_shards(work, plan_shards(plan.tensors, plan.options.max_shard_bytes), made.take, advance)
         write_config(work, plan.config)
         write_stages(work, [*read_stages(checkpoint), latent_stage(plan, made.records)])
 
@@ -98,8 +98,7 @@ def latent_stage(plan: LatentPlan, records: Mapping[int, Mapping[str, object]]) 
         grouping="none",
         restrictions=[],
         **plan.facts(),
-        calibration=options.calibration and asdict(options.calibration),
-        fit=options.fit and asdict(options.fit),
+        **measured_on(source.checkpoint, options, source.shape.hidden_size),
         seed=options.seed,
         dtype=options.dtype,
         num_heads=source.shape.num_heads,
