@@ -6,7 +6,7 @@ that was stopped goes on behind them. Run it as
 
     python benchmarks/recovery.py CHECKPOINT --data TRAIN.jsonl --held-out HELDOUT.jsonl --pretraining-tokens 14000000
     python benchmarks/recovery.py ... --plan paper     # the paper's figures 4 and 5 at this scale
-    python benchmarks/recovery.py ... --plot benchmarks/recovery.svg
+    python benchmarks/recovery.py ... --found --plot benchmarks/recovery.svg
 
 Plan `compare`: {mean, lowrank} x {cross-entropy, KL}, at half, a quarter and one of the heads; three orders of the data
 at one head. Plan `paper`: mean, first and random at one head (Figure 4, which is of MQA), and mean at a quarter and at
@@ -85,6 +85,11 @@ def paper(heads: int, _: int) -> Iterator[Case]:
 
 
 PLANS = {"compare": compare, "paper": paper}
+
+
+def known(found: dict[str, Any]) -> Iterator[Case]:
+    """The runs that results are there of."""
+    yield from (Case(**json.loads(key)) for key in found if key.startswith("{"))
 
 
 def held_out_loss(setting: Setting, checkpoint: Path) -> float:
@@ -176,27 +181,23 @@ def draw(found: list[tuple[Case, dict[str, Any]]], level: float, output: Path) -
 
     matplotlib.rcParams |= {"svg.hashsalt": "gqa", "svg.fonttype": "none", "font.size": 11}
     counts = sorted({case.groups for case, _ in found}, reverse=True)
-    figure = Figure(figsize=(4 * len(counts), 4), layout="constrained")
+    labels = list(dict.fromkeys(f"{case.label}, {case.alpha:.0%}" for case, _ in found))
+    figure = Figure(figsize=(4 * len(counts), 4.6), layout="constrained")
     panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
+    lines: dict[str, Any] = {}
     for panel, groups in zip(panels, counts, strict=True):
-        seen: dict[str, str] = {}
         for case, result in found:
             if case.groups == groups:
                 tokens, losses = zip(*result["curve"], strict=True)
                 label = f"{case.label}, {case.alpha:.0%}"
-                (line,) = panel.plot(
-                    [count / 1e6 for count in tokens],
-                    [loss - level for loss in losses],
-                    color=seen.get(label),
-                    label=None if label in seen else label,
-                )
-                seen[label] = str(line.get_color())
+                millions, above = [count / 1e6 for count in tokens], [loss - level for loss in losses]
+                (lines[label],) = panel.plot(millions, above, color=f"C{labels.index(label)}")
         panel.set_title(f"{groups} KV heads" if groups > 1 else "1 KV head")
         panel.set_xlabel("million tokens")
         panel.set_yscale("log")
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(frameon=False, fontsize=9)
+    figure.legend([lines[label] for label in labels], labels, loc="outside lower center", ncols=3, frameon=False)
     panels[0].set_ylabel("loss above the parent's, nats")
     figure.savefig(output, metadata={"Date": None} if output.suffix == ".svg" else None)
 
@@ -237,6 +238,9 @@ def main(
     rate: Annotated[float, typer.Option(help="Peak learning rate where weights are averaged or left out.")] = 1e-3,
     rate_lowrank: Annotated[float, typer.Option(help="The same after a low-rank merge.")] = 3e-4,
     compile_model: Annotated[bool, typer.Option("--compile", help="Compile the models.")] = False,
+    only_found: Annotated[
+        bool, typer.Option("--found", help="Measure nothing: show all that the results hold, of any plan.")
+    ] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw what has been found: .svg or .png.")] = None,
 ) -> None:
     """Do what is not done yet, and print the table."""
@@ -263,7 +267,7 @@ def main(
 
     parent = found["parent"] if "parent" in found else keep("parent", held_out_loss(setting, checkpoint))
     level = found["validated"] if "validated" in found else keep("validated", validated(setting))
-    planned = PLANS[plan](heads, seeds)
+    planned = known(found) if only_found else PLANS[plan](heads, seeds)
     wanted = [replace(case, alpha=alpha) if alpha and case.alpha == 0.05 else case for case in planned]
     done: list[tuple[Case, dict[str, Any]]] = []
     for case in wanted:
