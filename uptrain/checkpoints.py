@@ -6,6 +6,7 @@ process: a run can be resumed by another number of processes. There is nothing e
 rate and dropout are functions of the step.
 """
 
+import errno
 import json
 import shutil
 import warnings
@@ -19,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from gqa.convert.directory import disk_errors, sync_tree
+from gqa.convert.directory import sync_tree
 from gqa.convert.errors import UserError
 from gqa.uptrain.zero import is_zero, restore, state_of
 
@@ -53,17 +54,18 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        with without_warnings(), _disk_errors(partial):
+        with without_warnings(), _whole_or_gone(step, partial):
             dcp.save(self._state(), checkpoint_id=partial)
+            if self.accelerator.is_main_process:
+                (partial / _MARKER).write_text(json.dumps({"step": step}) + "\n")
+                sync_tree(partial)
+                remove_checkpoint(target)
+                partial.rename(target)
+                sync_tree(self.folder)
         if self.accelerator.is_main_process:
-            (partial / _MARKER).write_text(json.dumps({"step": step}) + "\n")
-            sync_tree(partial)
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
-            sync_tree(self.folder)
             for number, old in complete_checkpoints(self.folder)[: -self.keep]:
                 if number != best:
-                    shutil.rmtree(old)
+                    remove_checkpoint(old)
         self.accelerator.wait_for_everyone()
         return target
 
@@ -93,20 +95,49 @@ class Checkpoints:
 
 
 @contextmanager
-def _disk_errors(partial: Path) -> Iterator[None]:
-    """Say in a sentence that the disk is full, which torch reports as the cause of an error of its own."""
+def _whole_or_gone(step: int, partial: Path) -> Iterator[None]:
+    """Remove what is partial on any exception, and say in a sentence that it could not be written."""
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        why = _disk_failure(error)
+        if why is None:
+            raise
+        complete = complete_checkpoints(partial.parent)
+        kept = f"that of step {complete[-1][0]} is kept" if complete else "there is no earlier one"
+        raise UserError(
+            f"the checkpoint of step {step} could not be written into {partial.parent}: {why}; what there was of it is "
+            f"removed, and {kept}: free some space and run again"
+        ) from None
+
+
+def _disk_failure(error: BaseException) -> str | None:
+    """What the disk has done to a checkpoint, in words; None if it was not the disk.
+
+    Torch reports the errors of all processes in one of its own; and what closes a file of tensors that could not be
+    written raises in its turn, so that the disk's error is only the context of that, and of another process' not there.
+    """
     from torch.distributed.checkpoint.api import CheckpointException
 
-    try:
-        with disk_errors(partial.parent):
-            try:
-                yield
-            except CheckpointException as error:
-                causes = [cause for cause, _ in error.failures.values() if isinstance(cause, OSError)]
-                raise (causes or [error])[0] from None
-    except UserError:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    chain = [error] if isinstance(error, Exception) else list[BaseException]()
+    if isinstance(error, CheckpointException):
+        chain = [cause for cause, _ in error.failures.values()]
+    for one in chain:  # grows as it is walked
+        chain += [one.__context__] if one.__context__ is not None else []
+    failure = next((one for one in chain if isinstance(one, OSError)), None)
+    if failure is not None:
+        return "the disk is full" if failure.errno in (errno.ENOSPC, errno.EDQUOT) else str(failure)
+    torn = ("unexpected pos", "PytorchStreamWriter failed")
+    if any(isinstance(one, RuntimeError) and any(words in str(one) for words in torn) for one in chain):
+        return "the disk is full, or fails"
+    return None
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Delete a checkpoint, if it is there, its marker first: a kill on the way leaves none that looks complete."""
+    (checkpoint / _MARKER).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def complete_checkpoints(folder: Path) -> list[tuple[int, Path]]:

@@ -3,6 +3,7 @@
 Whoever writes one notes now and then how far its files are whole. They are cut to that before more is written.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gqa.convert.directory import sync_tree, write_atomically
+from gqa.convert.errors import UserError
 
 _NOTE = "written.json"
 
@@ -22,6 +24,9 @@ def unfinished(folder: Path) -> Iterator[Path]:
 
     When it does not, the directory stays if something was noted, for the next time; otherwise it is removed. Whoever
     calls sees to it that nobody else does at the same time.
+
+    Raises:
+        UserError: the disk is full, and something was noted: what is whole is kept.
     """
     work = folder.with_name(f".{folder.name}.partial")
     work.mkdir(parents=True, exist_ok=True)
@@ -34,6 +39,13 @@ def unfinished(folder: Path) -> Iterator[Path]:
             folder.rename(old)
         work.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not (work / _NOTE).exists():
+            raise
+        raise UserError(
+            f"the disk of {folder} is full; what is whole of it is kept in {work}: free some space and run again, "
+            "which goes on from there"
+        ) from None
     finally:
         if work.exists() and not (work / _NOTE).exists():
             shutil.rmtree(work)

@@ -1,9 +1,11 @@
 """What ends a run before its budget: no better validation, the end of its time, no more memory, no more disk."""
 
 import errno
+import io
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +119,20 @@ def test_memory_that_a_cpu_does_not_have_is_a_sentence_too(configured: Configure
         uptrain(configured())
 
 
-def test_a_device_that_is_full_ends_the_run_with_the_last_checkpoint(configured: Configured, monkeypatch, tmp_path):
-    """What the checkpoint's writer writes goes to /dev/full, from the second checkpoint on."""
+class LastBytes(io.BytesIO):
+    """A file whose disk has room for what is small only: what comes after a tensor that found none is written."""
+
+    def write(self, data: Any, /) -> int:
+        if len(data) > 8192:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+@pytest.mark.parametrize("full", [partial(Path("/dev/full").open, "wb"), LastBytes], ids=["device", "bytes"])
+def test_a_device_that_is_full_ends_the_run_with_the_last_checkpoint(
+    full: Callable[[], Any], configured: Configured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """What the checkpoint's writer writes goes there, from the second checkpoint on."""
     from torch.distributed.checkpoint.filesystem import FileSystem
 
     if not Path("/dev/full").exists():
@@ -127,16 +141,58 @@ def test_a_device_that_is_full_ends_the_run_with_the_last_checkpoint(configured:
 
     def filling(self: FileSystem, path: Any, mode: str) -> Any:
         is_second = re.search(r"step-2\.partial/.*\.distcp", str(path)) and "w" in mode
-        return create(self, Path("/dev/full") if is_second else path, mode)
+        return full() if is_second else create(self, path, mode)
 
     monkeypatch.setattr(FileSystem, "create_stream", filling)
     config = configured(save_every=1, max_steps=3)
-    with pytest.raises(UserError, match="is full; what was being written is removed"):
+    said = r"step 2 could not be written .*: the disk is full.* is removed, and that of step 1 is kept: free some space"
+    with pytest.raises(UserError, match=said):
         uptrain(config)
     assert [path.name for path in (tmp_path / "out.run" / "checkpoints").iterdir()] == ["step-1"]
     monkeypatch.undo()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert uptrain(config).steps == 3
+
+
+TIGHT = """
+import resource
+from gqa.uptrain.checkpoints import Checkpoints
+save = Checkpoints.save
+def save_into_little(self, step, best=None):
+    if step == 2:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    return save(self, step, best)
+Checkpoints.save = save_into_little
+"""
+"""From the second checkpoint on no file has room for more than 20 kB: a tensor's bytes break off in the middle."""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_disk_that_fills_in_the_middle_of_a_tensor_is_a_sentence(
+    processes: int, flags: list[str], make_checkpoint, finish, tmp_path: Path
+):
+    wide = str(make_checkpoint(hidden_size=64, intermediate_size=128))
+    words = [wide, *flags[1:], "--save-every", "1", "--max-steps", "3"]
+    code, said = finish(words, patch=TIGHT, processes=processes, folder=tmp_path)
+    assert code == (2 if processes == 1 else 1), said  # of several, the launcher's own
+    assert "Error: the checkpoint of step 2 could not be written into" in said
+    assert "what there was of it is removed, and that of step 1 is kept: free some space and run again" in said
+    assert "CheckpointException" not in said
+    assert [path.name for path in (tmp_path / "out.run" / "checkpoints").iterdir()] == ["step-1"]
+    code, said = finish(words, processes=processes, folder=tmp_path)
+    assert code == 0, said
+
+
+def test_a_marker_that_finds_no_room_leaves_no_part(configured: Configured, monkeypatch: pytest.MonkeyPatch, tmp_path):
+    from gqa.uptrain import checkpoints
+
+    def no_room(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "sync_tree", no_room)
+    with pytest.raises(UserError, match=r"step 2 could not be written .* the disk is full.* there is no earlier one"):
+        uptrain(configured())
+    assert not list((tmp_path / "out.run" / "checkpoints").iterdir())
 
 
 def test_metrics_that_find_no_room_are_a_sentence(configured: Configured, monkeypatch: pytest.MonkeyPatch):

@@ -222,3 +222,21 @@ def test_a_disk_that_is_full_is_a_sentence(many: Path, checkpoint: Path, tmp_pat
     with pytest.raises(UserError, match="is full"):
         open_stores(text_of(many, checkpoint), tmp_path / "cache", ignore, processes=1)
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_a_disk_that_fills_later_keeps_what_is_whole(many: Path, checkpoint: Path, tmp_path: Path):
+    import errno
+
+    text = text_of(many, checkpoint)
+    whole = open_stores(text, tmp_path / "whole", ignore, processes=1)
+    calls: list[int] = []
+
+    def no_room(tokens: int) -> None:
+        calls.append(tokens)
+        if len(calls) == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match=r"is full; what is whole of it is kept in .*\.partial: free some space"):
+        open_stores(text, tmp_path / "full", no_room, processes=1)
+    assert list((tmp_path / "full").glob(".*.partial"))
+    assert same(open_stores(text, tmp_path / "full", ignore, processes=1), whole)
