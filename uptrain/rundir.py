@@ -21,7 +21,7 @@ from typing import Any
 from gqa.convert.directory import write_atomically
 from gqa.convert.errors import UserError
 from gqa.eval.processes import speaks
-from gqa.uptrain.checkpoints import complete_checkpoints, step_of
+from gqa.uptrain.checkpoints import complete_checkpoints, remove_checkpoint, step_of
 from gqa.uptrain.config import FREE_ON_RESUME, NAMES_OF_CONTENT, UptrainConfig, as_json
 from gqa.uptrain.plan import Plan
 
@@ -99,7 +99,7 @@ class RunDir:
         start = step_of(resumed) if resumed else 0
         for step, checkpoint in complete_checkpoints(self.checkpoints):
             if step > start:
-                shutil.rmtree(checkpoint)
+                remove_checkpoint(checkpoint)
         for partial in self.checkpoints.glob(".step-*.partial"):
             shutil.rmtree(partial)
         record = {**self.record(), "facts": dict(facts)}

@@ -126,6 +126,25 @@ def test_a_checkpoint_can_be_named(whole, break_off, configured, metrics_of):
     assert metrics_of(run) == whole[0]
 
 
+def test_a_kill_while_checkpoints_are_deleted_leaves_none_that_looks_complete(
+    whole, break_off, configured, metrics_of, monkeypatch: pytest.MonkeyPatch
+):
+    run = break_off(5)
+
+    def killed(folder: Path, **_: Any) -> None:
+        next(folder.rglob("*.distcp")).unlink()
+        raise BrokenOffError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        with pytest.raises(BrokenOffError):
+            uptrain(configured(resume=str(run / "checkpoints" / "step-2")))
+    assert [step for step, _ in complete_checkpoints(run / "checkpoints")] == [2]
+    result = uptrain(configured())
+    assert metrics_of(run) == whole[0]
+    assert (result.output / "model.safetensors").read_bytes() == whole[1]
+
+
 def test_the_output_of_a_finished_run_can_be_made_again(whole, configured, metrics_of):
     result = uptrain(configured())
     shutil.rmtree(result.output)
