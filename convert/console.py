@@ -1,7 +1,8 @@
 """How every command of the project meets its user: exit codes, signals, and where text goes.
 
 Exit codes: 0 done; 2 the input was wrong (one sentence on stderr); 130 interrupted by Ctrl-C; 143 by SIGTERM.
-Of the processes that a launcher starts on a machine only the first says what is wrong.
+Of the processes that a launcher starts on a machine only the first says what is wrong, but for what others may meet
+alone.
 """
 
 import atexit
@@ -15,7 +16,7 @@ from types import FrameType
 
 import typer
 
-from gqa.convert.errors import UserError
+from gqa.convert.errors import OwnError, UserError
 
 EXIT_CODES = "Exit codes: 0 done; 2 the input was wrong, as one sentence on stderr says; 130 Ctrl-C; 143 SIGTERM."
 """for the end of a command's `--help`"""
@@ -36,6 +37,10 @@ def friendly_errors() -> Iterator[None]:
     try:
         with _sigterm_unwinds():
             yield
+    except OwnError as error:
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        typer.echo(f"process {os.environ.get('RANK', '0')}: " * several + f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
     except UserError as error:
         _say(f"Error: {error}")
         raise typer.Exit(2) from None

@@ -8,6 +8,10 @@ class UserError(ValueError):
     """Something about the input is wrong. The message says what, where, and what to do."""
 
 
+class OwnError(UserError):
+    """What one of several processes may meet alone, such as a full memory: each that meets it says so."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` (did you mean 'llama'?)` when a known word is close to `word`, otherwise an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1)

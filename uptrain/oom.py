@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 
-from gqa.convert.errors import UserError
+from gqa.convert.errors import OwnError, UserError
 from gqa.uptrain.batches import Samples
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.memory import advice, estimate_memory, memory_here, shards
@@ -26,7 +26,7 @@ def memory_errors(config: UptrainConfig, plan: Plan) -> Iterator[None]:
     """Say what would take less memory when there is not enough.
 
     Raises:
-        UserError: in the place of what torch or Python raise then.
+        OwnError: in the place of what torch or Python raise then.
     """
     try:
         yield
@@ -34,7 +34,7 @@ def memory_errors(config: UptrainConfig, plan: Plan) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         rows, length = plan.rows, plan.sequence_length
-        raise UserError(
+        raise OwnError(
             f"out of memory with {rows} sequence{'s' * (rows > 1)} of {length:,} tokens at once in a process; "
             f"{advice(config, rows)}; checkpoints of the run are kept"
         ) from None

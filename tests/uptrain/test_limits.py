@@ -110,6 +110,25 @@ def test_out_of_memory_says_what_would_take_less(flags: list[str], monkeypatch: 
     assert "Traceback" not in said
 
 
+FULL = """
+import os
+import torch
+from gqa.uptrain.objective import NextTokenLoss
+forward = NextTokenLoss.forward
+def full_in_the_second(self, *batch):
+    if os.environ["RANK"] == "1":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    return forward(self, *batch)
+NextTokenLoss.forward = full_in_the_second
+"""
+
+
+def test_memory_that_one_process_lacks_is_said_by_that_one(flags: list[str], finish, tmp_path: Path):
+    code, said = finish(flags, patch=FULL, processes=2, folder=tmp_path)
+    assert code == 1, said  # the launcher's own
+    assert "process 1: Error: out of memory with 2 sequences of 32 tokens at once in a process; try" in said
+
+
 def test_memory_that_a_cpu_does_not_have_is_a_sentence_too(configured: Configured, monkeypatch: pytest.MonkeyPatch):
     def enormous(*_: Any) -> torch.Tensor:
         return torch.empty(1 << 60)
