@@ -48,7 +48,8 @@ def uptrain_command(recipe: Path | None, as_json: bool, **given: Any) -> None:
     CHECKPOINT goes in unchanged; OUTPUT appears, whole, when the run is finished. Meanwhile OUTPUT.run/ holds
     run.json (the config), metrics.jsonl (a line for every step and validation) and checkpoints/step-N.
     The same command goes on where an interrupted run was: after a crash or a kill from the newest checkpoint; SIGTERM
-    (exit code 0) and Ctrl-C (130) first save one at the end of the step, a second Ctrl-C stops at once.
+    (exit code 0) and Ctrl-C (130) first save one at the end of the step, a second Ctrl-C stops at once. Of several
+    processes the launcher's exit code is 1, and a second Ctrl-C changes nothing.
 
     \b
     Examples:

@@ -16,6 +16,10 @@ from gqa.convert.errors import UserError, did_you_mean
 FOLDER = Path(__file__).parent / "accelerate"
 _PORT = 29500
 
+_TIME_TO_SAVE = ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
+"""Seconds from SIGTERM to SIGKILL. Torch's 30 are too few to save a large model in; as long it also waits for processes
+that hang because another has failed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
@@ -68,7 +72,7 @@ class Launch:
     def line(self, words: Sequence[str]) -> str:
         """The command for a shell."""
         quoted = (word if word.startswith("$") else shlex.quote(word) for word in self.command(words))
-        return " ".join(quoted)
+        return " ".join(["=".join(_TIME_TO_SAVE), *quoted])
 
     def start(self, words: Sequence[str]) -> NoReturn:
         """Become the command, on this machine.
@@ -79,6 +83,7 @@ class Launch:
         if self.nodes > 1:
             raise UserError(f"{self.nodes} nodes can't be started from here; --print-launch shows the line for each")
         _, _, *rest = self.command(words)
+        os.environ.setdefault(*_TIME_TO_SAVE)
         os.execv(sys.executable, [sys.executable, "-m", "accelerate.commands.launch", *rest])
 
 

@@ -1,10 +1,12 @@
 """The launch line, held against accelerate's own parser."""
 
+import os
 import shlex
 from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from torch.distributed.launcher.api import LaunchConfig
 from typer.testing import CliRunner
 
 from gqa.convert.errors import UserError
@@ -23,6 +25,7 @@ def printed(*words: str) -> str:
 def parsed(line: str, monkeypatch: pytest.MonkeyPatch):
     """What `accelerate launch` makes of a line."""
     words = [word.replace("$NODE_RANK", "1").replace("$MAIN_ADDRESS", "10.0.0.1") for word in shlex.split(line)]
+    assert words.pop(0) == "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600"
     assert words[:2] == ["accelerate", "launch"]
     monkeypatch.setattr("sys.argv", words)
     arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words[2:]))
@@ -64,6 +67,19 @@ def test_every_kind_of_option_is_passed_on(monkeypatch: pytest.MonkeyPatch):
     for part in ("--betas 0.8 0.9", "--compile", "--no-overwrite", "--trackers wandb --trackers tensorboard",
                  "--data a.jsonl --data b.jsonl", "--data-weights 1,2", "--json"):  # fmt: skip
         assert part in " ".join(words)
+
+
+@pytest.mark.parametrize(("given", "seconds"), [(None, "600"), ("90", "90")])
+def test_a_launcher_leaves_time_to_save(given: str | None, seconds: str, monkeypatch: pytest.MonkeyPatch):
+    """It takes the place of this process, which a test can't let it."""
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", given or "")
+    if given is None:
+        monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, words: started.append(words))
+    Launch(config="fsdp2", gpus_per_node=2).start(WORDS)
+    assert started[0][-len(WORDS) :] == WORDS
+    assert LaunchConfig(1, 1, 2).shutdown_timeout == int(seconds)  # as torch reads it
 
 
 def test_the_default_is_ddp():

@@ -80,7 +80,7 @@ Sampler.targets = slow
 """
 
 
-def test_processes_agree_on_where_to_stop(flags: list[str], start, tmp_path: Path):
+def test_processes_agree_on_where_to_stop_and_the_launcher_fails(flags: list[str], start, tmp_path: Path):
     run = tmp_path / "out.run"
     changes = ["--max-steps", "50", "--save-every", "50", "--log-every", "1", "--eval-every", "50"]
     process = start([*flags, *changes], patch=SLOWLY, processes=2, folder=tmp_path)
@@ -88,6 +88,7 @@ def test_processes_agree_on_where_to_stop(flags: list[str], start, tmp_path: Pat
     process.send_signal(signal.SIGTERM)  # to the launcher, which passes it on
     _, said = process.communicate(timeout=240)
     assert said.count("Stopped by SIGTERM after step") == 1, said
+    assert process.returncode == 1  # which of its own signal makes an error
     assert not (tmp_path / "out").exists()
     (saved,) = (run / "checkpoints").glob("step-*")
     assert 0 < int(saved.name.removeprefix("step-")) < 50
