@@ -100,6 +100,7 @@ def _assemble(setup: Setup, screen: Screen, began: float) -> tuple[Trainer, int]
         configure(accelerator, config.clip, plan.rows)
         setup.lesson.computes_twice = True  # ZeRO-3 has no weights between a chunk and the backward pass
     autocast = autocast_type(config.precision, accelerator.device)
+    speed = _speed(setup, accelerator, autocast)  # while every weight is whole, which ZeRO-3 leaves none
     learner = _learner(setup, accelerator, autocast)
     groups, given = names_of_groups(*learner), whole(learner[0])
     module, optimizer = accelerator.prepare(*learner)
@@ -111,7 +112,7 @@ def _assemble(setup: Setup, screen: Screen, began: float) -> tuple[Trainer, int]
         setup = replace(setup, plan=plan)
     resumed = _begin(setup, accelerator)
     checkpoints = Checkpoints(run_dir.checkpoints, config.keep_checkpoints, accelerator, module, optimizer, groups)
-    metrics = Metrics(run_dir.metrics, accelerator, samples.tokens_before, _speed(setup, accelerator, autocast))
+    metrics = Metrics(run_dir.metrics, accelerator, samples.tokens_before, speed)
     guard, watch = Guard(config.spike_sigmas, accelerator.device), Watch(config.patience)
     start = step_of(resumed) if resumed else 0
     if resumed:

@@ -24,6 +24,7 @@ from gqa.uptrain.cli import export_app
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.guard import Guard
 from gqa.uptrain.launch import FOLDER
+from gqa.uptrain.metrics import read_metrics
 
 Configured = Callable[..., UptrainConfig]
 
@@ -175,6 +176,32 @@ def test_what_computes_in_bfloat16_keeps_its_weights_in_float32(
     found, expected, exactly = ([line["loss"] for line in metrics_of(run) if "loss" in line] for run in runs)
     assert found == pytest.approx(expected, rel=1e-3)
     assert expected != exactly
+
+
+PEAK = """
+import gqa.uptrain.run
+gqa.uptrain.run.device_peak = lambda *_: 1.0
+"""
+"""A device that can do one operation a second: MFU is then the operations done in a second, by each of them."""
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", pytest.param("zero3", marks=without_deepspeed)])
+def test_operations_are_counted_of_whole_weights(
+    strategy: str, child: Path, configured: Configured, flags: list[str], finish, monkeypatch, tmp_path: Path
+):
+    monkeypatch.setattr("gqa.uptrain.run.device_peak", lambda *_: 1.0)
+    one = uptrain(configured(checkpoint=str(child), output=tmp_path / "one", max_steps=1))
+    words = [str(child), *flags[1:], "--max-steps", "1"]
+    code, said = finish(words, processes=2, patch=STRATEGIES[strategy] + PEAK, folder=tmp_path)
+    assert code == 0, said
+    counted = [2 * operations(tmp_path / "out.run"), operations(one.run_dir)]
+    assert counted[0] == pytest.approx(counted[1], rel=1e-3)
+
+
+def operations(run: Path) -> float:
+    """For every token, where MFU is what `PEAK` makes it."""
+    line = next(line for line in read_metrics(run / "metrics.jsonl") if "mfu" in line)
+    return line["mfu"] / line["tokens_per_second"]
 
 
 def export(saved: Path, output: Path) -> Path:
