@@ -60,6 +60,10 @@ class Samples(Protocol):
         """The samples of a step, over all processes: an array of as many entries as sequences."""
         ...
 
+    def heaviest(self, count: int) -> np.ndarray:
+        """So many samples as take the most memory at once; no more than there are in a step."""
+        ...
+
     def targets(self, samples: np.ndarray) -> int:
         """How many labels the samples hold. Every process can tell, without asking the others."""
         ...
@@ -112,6 +116,10 @@ class Sampler:
         """Where in the store each window of a step starts, as an array of `batch_size`."""
         samples = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         return window_starts(samples, self.seed, len(self.store), self.sequence_length)
+
+    def heaviest(self, count: int) -> np.ndarray:
+        """All windows are of one length."""
+        return self.samples(0)[:count]
 
     def targets(self, samples: np.ndarray) -> int:
         """How many labels the windows hold."""

@@ -198,6 +198,10 @@ class DrawnSampler:
         """Numbers and starts: [batch_size, 2]."""
         return numbered(self.windows, step)
 
+    def heaviest(self, count: int) -> np.ndarray:
+        """All windows are of one length."""
+        return self.samples(0)[:count]
+
     def targets(self, samples: np.ndarray) -> int:
         """How many labels the windows hold."""
         return self.windows.targets(samples[:, 1])

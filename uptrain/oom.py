@@ -77,7 +77,7 @@ def fitting_rows(config: UptrainConfig, plan: Plan, checkpoint: Path, teacher: P
 def tried_rows(
     plan: Plan, accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer, samples: Samples
 ) -> Plan:
-    """The plan with as many sequences at once as the first step's forward and backward pass have memory for.
+    """The plan with as many sequences at once as the forward and backward pass of the heaviest step have memory for.
 
     The optimizer's averages, which are not there yet, have their place taken meanwhile. No weight changes.
 
@@ -111,7 +111,7 @@ def _try(
 ) -> None:
     held = [torch.empty((2, *part.shape), device=part.device) for group in optimizer.param_groups
             for part in group["params"]]  # fmt: skip
-    numbers = samples.samples(0)[:rows]
+    numbers = samples.heaviest(rows)
     batch = samples.batch(numbers).to(accelerator.device)
     with accelerator.no_sync(module):  # nobody waits for a process that has run out
         accelerator.backward(module(*batch) / max(1, samples.targets(numbers)))

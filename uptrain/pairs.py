@@ -97,6 +97,13 @@ class PairSampler:
         return np.array([self._order(sample // len(self.store))[sample % len(self.store)] for sample in
                          range(first, first + self.batch_size)])  # fmt: skip
 
+    def heaviest(self, count: int) -> np.ndarray:
+        """The longest pairs, and of several the longest source and the longest target, to which all are padded."""
+        lengths = self.store.lengths
+        longest = np.argsort(-lengths.sum(axis=1), kind="stable")
+        sides = lengths.argmax(axis=0) if count > 1 else longest[:1]
+        return np.resize(list(dict.fromkeys([*sides.tolist(), *longest[:count].tolist()])), count)
+
     def targets(self, samples: np.ndarray) -> int:
         """Tokens of the pairs' targets."""
         return int(self.store.lengths[samples, 1].sum())

@@ -108,6 +108,7 @@ def _assemble(setup: Setup, screen: Screen, began: float) -> tuple[Trainer, int]
     del given  # the last that holds them whole
     samples = setup.data.samples
     if config.find_batch and not must_estimate():
+        setup.lesson.attention_weight = config.attention_weight  # as in the first step, where it weighs the most
         plan = tried_rows(plan, accelerator, module, optimizer, samples)
         setup = replace(setup, plan=plan)
     resumed = _begin(setup, accelerator)

@@ -32,6 +32,10 @@ class SpanSampler:
         starts = self.windows.samples(step)
         return np.stack([np.arange(step * len(starts), (step + 1) * len(starts)), starts], axis=1)
 
+    def heaviest(self, count: int) -> np.ndarray:
+        """All windows are of one length."""
+        return self.samples(0)[:count]
+
     def targets(self, samples: np.ndarray) -> int:
         """All targets are of one length."""
         return len(samples) * self.corruption.lengths(self.windows.sequence_length)[1]

@@ -13,6 +13,7 @@ from gqa.convert.errors import UserError
 from gqa.convert.source import read_config
 from gqa.uptrain import uptrain
 from gqa.uptrain.config import UptrainConfig
+from gqa.uptrain.lesson import Lesson
 from gqa.uptrain.memory import estimate_memory
 from gqa.uptrain.objective import NextTokenLoss
 from gqa.uptrain.oom import fitting_rows
@@ -112,6 +113,29 @@ def test_a_cpu_takes_as_many_sequences_as_the_limit_has_room_for(configured: Con
     assert result.steps == 6
 
 
+@pytest.fixture
+def tries(monkeypatch: pytest.MonkeyPatch):
+    """A CPU that stands in for a GPU, whose memory has an end."""
+    for module in ("run", "prepare"):
+        monkeypatch.setattr(f"gqa.uptrain.{module}.must_estimate", lambda: False)
+
+
+@pytest.mark.usefixtures("tries")
+def test_what_is_tried_learns_attention_outputs_as_the_first_step_does(
+    child: Path, configured: Configured, monkeypatch: pytest.MonkeyPatch
+):
+    loss, weights = Lesson.loss, list[float]()
+
+    def noted(self: Lesson, *batch: Any) -> torch.Tensor:
+        weights.append(self.attention_weight)
+        return loss(self, *batch)
+
+    monkeypatch.setattr(Lesson, "loss", noted)
+    uptrain(configured(checkpoint=str(child), attention_weight=0.5, find_batch=True, max_steps=1))
+    assert weights == [0.5, 0.5]
+
+
+@pytest.mark.usefixtures("tries")
 def test_a_gpu_tries(configured: Configured, monkeypatch: pytest.MonkeyPatch, metrics_of, capfd, tmp_path: Path):
     """Here a CPU stands in, on which more than two sequences at once are said to be too many."""
     expected = metrics_of(uptrain(configured(micro_batch_size=2, output=tmp_path / "two")).run_dir)
@@ -124,8 +148,6 @@ def test_a_gpu_tries(configured: Configured, monkeypatch: pytest.MonkeyPatch, me
         return forward(self, *batch)
 
     monkeypatch.setattr(NextTokenLoss, "forward", too_many)
-    for module in ("run", "prepare"):
-        monkeypatch.setattr(f"gqa.uptrain.{module}.must_estimate", lambda: False)
     result = uptrain(configured(find_batch=True, quiet=False))
     assert tried[:2] == [4, 2]
     assert "2 parts of 2 sequences" in capfd.readouterr().err

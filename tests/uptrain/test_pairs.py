@@ -1,6 +1,7 @@
 """Pairs: every one once an epoch, cut and padded so that nothing but their own tokens counts."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,17 @@ def test_samples_do_not_depend_on_the_batch(store):
     assert [int(pair) for step in range(8) for pair in small.samples(step)] == [
         int(pair) for step in range(2) for pair in large.samples(step)
     ]
+
+
+def test_the_heaviest_batch_is_the_one_whose_padding_is_the_longest(store):
+    """Cut to 6 and 5 tokens, of which 1 to 4 of 7 pairs are taken, in any order, or all of them and one again."""
+    sampler = PairSampler(store, 8, 0)
+    for count in range(1, 9):
+        pairs = sampler.heaviest(count)
+        sizes = store.lengths[pairs].max(axis=0) * count
+        others = [store.lengths[list(some)].max(axis=0) * count for some in combinations(range(7), min(count, 7))]
+        assert sizes.sum() == max(other.sum() for other in others)
+        assert len(sampler.batch(pairs).labels) == count
 
 
 def test_a_batch_has_the_pairs_cut_and_padded(store):
