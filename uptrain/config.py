@@ -133,8 +133,10 @@ FREE_ON_RESUME = frozenset(
     {"output", "run_dir", "overwrite", "resume", "cache_dir", "keep_checkpoints", "trackers", "quiet", "dtype"}
     | {"micro_batch_size", "gradient_checkpointing", "compile", "eval_every", "log_every", "save_every"}
     | {"max_time", "max_bad_steps", "find_batch", "memory_limit", "tokenizing_processes"}
+    | {"spike_sigmas", "clip"}
 )
-"""Options that a resumed run may change: none of them decides what is learnt (but for rounding)."""
+"""Options that a resumed run may change: none of them decides what is learnt (but for rounding), except the last two,
+without which a run that was stopped by bad steps would come to the same ones again."""
 
 NAMES_OF_CONTENT = frozenset(
     {"checkpoint", "teacher", "data", "subset", "split", "validation_data", "validation_split"}

@@ -97,11 +97,11 @@ class LearningOptions:
     """AdamW's epsilon."""
 
     clip: float = 1.0
-    """Largest norm of a step's gradient; 0 turns clipping off."""
+    """Largest norm of a step's gradient; 0 turns clipping off. A run that goes on may take another."""
 
     spike_sigmas: float = 6.0
     """Leave out a step whose loss or gradient norm is so many standard deviations above the mean of the last 128 steps;
-    0 leaves out only what is not finite."""
+    0 leaves out only what is not finite. A run that goes on may take another."""
 
     seed: int = 0
     """Decides the order of the data (and dropout, if the model has any)."""

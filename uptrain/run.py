@@ -2,6 +2,8 @@
 
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
 
 from gqa.convert.directory import disk_errors
+from gqa.convert.errors import UserError
 from gqa.convert.options import build_options
 from gqa.convert.precision import dtype_name
 from gqa.uptrain.attention_blocks import attention_in_blocks
@@ -78,10 +81,8 @@ def run(config: UptrainConfig) -> UptrainResult:
     with setup.run_dir.locked(), disk_errors(setup.plan.run_dir), memory_errors(config, setup.plan):
         trainer, start = _assemble(setup, screen, began)
         try:
-            with attention_in_blocks(trainer.accelerator.device):
+            with _reported(trainer), attention_in_blocks(trainer.accelerator.device):
                 stopped_by = trainer.train(start)
-            if trainer.accelerator.is_main_process:
-                trainer.report()
             if stopped_by:
                 raise _stopped(stopped_by, setup.run_dir, screen)
             result = _finish(setup, trainer)
@@ -90,6 +91,21 @@ def run(config: UptrainConfig) -> UptrainResult:
             trainer.accelerator.end_training()
     screen.note(f"The trained checkpoint is in {result.output}")
     return result
+
+
+@contextmanager
+def _reported(trainer: Trainer) -> Iterator[None]:
+    """Write the report at the end, also of a run that ends because of what became of it."""
+    is_main = trainer.accelerator.is_main_process
+    try:
+        yield
+    except UserError:
+        with suppress(OSError):  # of a disk that is full the run's own error says more
+            if is_main:
+                trainer.report()
+        raise
+    if is_main:
+        trainer.report()
 
 
 def _assemble(setup: Setup, screen: Screen, began: float) -> tuple[Trainer, int]:

@@ -107,8 +107,8 @@ class Trainer:
             raise UserError(
                 f"step {lines[-1]['step']}: the last {self.metrics.in_a_row} steps had to be left out "
                 f"({_judged(bad[-1])}), at learning rate {lines[-1]['learning_rate']:.3g}; training stopped, and "
-                "earlier checkpoints of the run are kept: lower learning_rate, clip more, or raise spike_sigmas if "
-                "these are no spikes"
+                "earlier checkpoints of the run are kept: the same command goes on with a smaller --clip, or, if these "
+                "are no spikes, with a larger --spike-sigmas; a lower --learning-rate begins anew, with --overwrite"
             )
 
     def _step(self, index: int, rate: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -173,6 +173,7 @@ def _words(line: dict[str, Any], left_out: int) -> str:
     """A metrics line for the bar."""
     loss, speed = line["loss"], line["tokens_per_second"]
     words = f"loss {loss:.4f}" if loss is not None else "no loss"
+    words += f"  norm {line['grad_norm']:.3g}" if line["grad_norm"] is not None else "  no norm"
     words += f"  lr {line['learning_rate']:.2e}  {speed:,.0f} tokens/s"
     words += f"  MFU {line['mfu']:.0%}" if "mfu" in line else ""
     words += f"  {line['memory_bytes'] / 1e9:.1f} GB"

@@ -13,6 +13,7 @@ from gqa.uptrain import uptrain
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.guard import Guard, step_unless
 from gqa.uptrain.objective import NextTokenLoss
+from gqa.uptrain.train import _words
 
 Configured = Callable[..., UptrainConfig]
 
@@ -130,3 +131,30 @@ def test_too_many_in_a_row_end_it_with_the_checkpoints_kept(configured: Configur
     saved = sorted(path.name for path in (tmp_path / "out.run" / "checkpoints").iterdir())
     assert saved == ["step-2", "step-4"]
     assert not (tmp_path / "out").exists()
+    report = (tmp_path / "out.run" / "report.md").read_text()
+    assert "Step 5 of 6" in report
+    assert "Steps left out as spikes, or because something was not finite: 3." in report
+
+
+def test_a_run_that_was_stopped_goes_on_as_its_error_says(configured: Configured, monkeypatch, metrics_of):
+    """Steps 4 to 6 are spikes to it; without spikes those are taken that come after the last checkpoint, of step 4."""
+    judge = Guard.judge
+
+    def judged_from_the_fourth(self: Guard, *values: torch.Tensor) -> torch.Tensor:
+        found = judge(self, *values)
+        return found + float(self._sigmas > 0 and int(self._entered) > 3)
+
+    monkeypatch.setattr(Guard, "judge", judged_from_the_fourth)
+    with pytest.raises(UserError, match=r"the same command goes on with a smaller --clip, or, if .* --spike-sigmas"):
+        uptrain(configured(log_every=1, max_bad_steps=2))
+    result = uptrain(configured(log_every=1, max_bad_steps=2, spike_sigmas=0.0, clip=0.5))
+    lines = [line for line in metrics_of(result.run_dir) if "loss" in line]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines if "left_out" in line] == [4]
+
+
+def test_the_bar_says_what_a_step_was_like():
+    line = {"loss": 2.5, "grad_norm": 0.1234, "learning_rate": 1e-4, "tokens_per_second": 1234.5, "memory_bytes": 2e9}
+    assert _words(line, 0) == "loss 2.5000  norm 0.123  lr 1.00e-04  1,234 tokens/s  2.0 GB"
+    bad = line | {"loss": None, "grad_norm": None, "mfu": 0.5}
+    assert _words(bad, 3) == "no loss  no norm  lr 1.00e-04  1,234 tokens/s  MFU 50%  2.0 GB  3 left out"
