@@ -58,14 +58,14 @@ def training_flops(model: "PreTrainedModel", length: int, teacher: "PreTrainedMo
 
 def matrix_weights(model: "PreTrainedModel") -> tuple[float, float]:
     """How many weights a token is multiplied by, and how many of these are trained."""
-    share = _expert_share(model.config)
+    experts, chosen = experts_of(model.config)
     total = trained = 0.0
     for path, module in model.named_modules():
         if isinstance(module, nn.Embedding):
             continue
         for name, weight in module.named_parameters(recurse=False):
-            if weight.ndim in (2, 3):
-                count = weight.numel() * (share if "experts" in f"{path}.{name}".split(".") else 1.0)
+            if weight.ndim in (2, 3) and not name.endswith("bias"):  # experts have rows of biases
+                count = weight.numel() * (chosen / experts if "experts" in f"{path}.{name}".split(".") else 1.0)
                 total += count
                 trained += count * weight.requires_grad
     return total, trained
@@ -121,9 +121,14 @@ def _windows(config: Any) -> list[int | None]:
     return [window if "sliding" in kind else None for kind in kinds]
 
 
-def _expert_share(config: Any) -> float:
-    """The share of its experts that a token passes through."""
-    counts = (getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
-    experts = next((count for count in counts if count), None)
-    chosen = getattr(config, "num_experts_per_tok", None)
-    return chosen / experts if experts and chosen else 1.0
+def experts_of(config: Any) -> tuple[float, float]:
+    """How many experts a layer has and how many of them a token passes through, on average; of no experts: 1 and 1."""
+    experts = _first(config, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    chosen = _first(config, "num_experts_per_tok", "moe_topk")
+    return (experts, chosen) if experts and chosen else (1.0, 1.0)
+
+
+def _first(config: Any, *names: str) -> float:
+    """The first of these numbers that there is, otherwise 0; where each layer has its own, their mean."""
+    found = next((value for name in names if (value := getattr(config, name, None))), 0)
+    return sum(found) / len(found) if isinstance(found, list) else found

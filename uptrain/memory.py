@@ -27,6 +27,7 @@ from gqa.convert.pretrained import hears, load_config
 from gqa.convert.tensors import read_entries
 from gqa.uptrain.chunks import tokens_at_once
 from gqa.uptrain.config import UptrainConfig
+from gqa.uptrain.flops import experts_of
 from gqa.uptrain.model import autocast_type, device_of_run, teacher_type
 from gqa.uptrain.plan import Plan
 from gqa.uptrain.trained import trained_share
@@ -131,7 +132,8 @@ def _activations(config: "PreTrainedConfig", size: int, length: int, options: Up
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or hidden // heads
     inner = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", None)
-    inner = (inner or getattr(config, "d_ff", None) or 4 * hidden) * (getattr(config, "num_experts_per_tok", None) or 1)
+    inner = sum(inner) / len(inner) if isinstance(inner, list) else inner
+    inner = (inner or getattr(config, "d_ff", None) or 4 * hidden) * experts_of(config)[1]
     layer = (20 + 2 * size) * hidden + size * (3 * heads + 2 * kv_heads) * head_dim + 4 * size * inner
     if options.attention == "eager":
         layer += 3 * size * heads * length

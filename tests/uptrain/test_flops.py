@@ -9,8 +9,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from gqa.convert.source import read_config
 from gqa.uptrain import uptrain
 from gqa.uptrain.flops import attention_flops, device_peak, matrix_weights, training_flops
+from gqa.uptrain.memory import estimate_memory
+from gqa.uptrain.plan import make_plan
 
 ROWS, LENGTH = 2, 16
 LATENT = {"num_key_value_heads": 4, "kv_lora_rank": 10, "qk_rope_head_dim": 6, "qk_nope_head_dim": 8, "v_head_dim": 12}
@@ -55,6 +58,36 @@ def test_torch_counts_the_same(make_checkpoint: Callable[..., Path], family: str
     assert training_flops(model, LENGTH, model) == pytest.approx(6 * weights + 3 * half + teacher)
     model.requires_grad_(False)
     assert training_flops(model, LENGTH) == pytest.approx(4 * weights + 3 * half)
+
+
+FOUR = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+        ("qwen2_moe", {**FOUR, "shared_expert_intermediate_size": 16}),
+        ("dots1", {**FOUR, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}),
+        ("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+        ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}),
+        ("ernie4_5_moe", {**FOUR, "moe_k": 2, "moe_num_experts": 4, "moe_layer_start_index": 1}),
+        ("aria_text", {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1}),
+        ("hunyuan_v1_moe", {"num_experts": 4, "moe_topk": [2, 2], "head_dim": 8}),
+        ("hunyuan_v1_moe", {"num_experts": 4, "moe_topk": [1, 3], "head_dim": 8}),
+    ],
+    ids=str,
+)
+def test_torch_counts_the_same_of_experts(
+    configured, make_checkpoint: Callable[..., Path], family: str, sizes: dict[str, object]
+):
+    checkpoint = make_checkpoint(family, **sizes)
+    how = {"attn_implementation": "eager", "experts_implementation": "eager", "dtype": torch.float32}
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, **how)
+    full = attention_flops(model.config, LENGTH, causal=False)
+    assert counted(model, backward=False) == pytest.approx(2 * matrix_weights(model)[0] + full, rel=1e-3)
+    plan = make_plan(configured(), read_config(checkpoint), 1)
+    assert estimate_memory(configured(), plan, checkpoint, None).activations > 0
 
 
 def test_of_experts_those_count_that_a_token_passes_through(make_checkpoint: Callable[..., Path]):
