@@ -2,11 +2,14 @@
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from gqa.convert.errors import UserError
 from gqa.convert.pretrained import load_config
@@ -18,6 +21,7 @@ from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.data import Opener
 from gqa.uptrain.draws import Drawing, draw_tokens, drawing_of, numbered, open_draws, uniform_numbers, write_draws
 from gqa.uptrain.model import device_of_run, teacher_type
+from gqa.uptrain.oom import is_out_of_memory
 from gqa.uptrain.plan import make_plan, with_tokens
 from gqa.uptrain.screen import Screen
 from gqa.uptrain.teacher import find_teacher, load_teacher
@@ -31,7 +35,8 @@ def cache_teacher(config: UptrainConfig) -> Path:
         The folder of the draws.
 
     Raises:
-        UserError: there is no teacher, or it does not fit; the model is an encoder-decoder; several processes.
+        UserError: there is no teacher, or it does not fit the run or the memory of one device; the model is an
+            encoder-decoder; several processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("cache-teacher is one process; start it without a launcher")
@@ -82,19 +87,54 @@ class Drawer:
 
 
 def _write(config: UptrainConfig, path: Path, sampler: Sampler, drawing: Drawing, windows: int, screen: Screen) -> None:
+    """Draw with as many windows at once as were asked for, or, where memory has not so much room, with fewer."""
     device = device_of_run()
-    teacher = load_teacher(path, config, teacher_type(config.precision, device))
-    teacher.to(device)
-    few = replace(sampler, batch_size=min(config.micro_batch_size or sampler.batch_size, windows))
-    drawer = Drawer(teacher=Halves(teacher), windows=few, drawing=drawing, device=device)
-    cache = config.cache_dir or default_cache()
-    with screen.training(0, math.ceil(windows / few.batch_size)) as show:
-        write_draws(
-            cache,
-            drawing,
-            drawer,
-            windows=windows,
-            vocabulary=drawer.teacher.vocabulary,
-            rows=few.batch_size,
-            progress=lambda step: show(step, "windows"),
+    rows = min(config.micro_batch_size or sampler.batch_size, windows)
+    with _memory_errors(path, drawing.sequence_length):
+        teacher = load_teacher(path, config, teacher_type(config.precision, device))
+        drawer = Drawer(
+            teacher=Halves(teacher.to(device)),
+            windows=replace(sampler, batch_size=rows),
+            drawing=drawing,
+            device=device,
         )
+        while not _drawn(drawer, config.cache_dir or default_cache(), windows, screen):
+            clear_device_cache(garbage_collection=True)
+            rows //= 2
+            screen.note(f"Out of memory with {2 * rows} windows or more at once; going on with {rows}")
+            drawer = replace(drawer, windows=replace(sampler, batch_size=rows))
+
+
+def _drawn(drawer: Drawer, cache: Path, windows: int, screen: Screen) -> bool:
+    """Whether all was drawn; if memory is full, what there is of it stays, and fewer windows at once may do."""
+    rows = drawer.windows.batch_size
+    try:
+        with screen.training(0, math.ceil(windows / rows)) as show:
+            write_draws(
+                cache,
+                drawer.drawing,
+                drawer,
+                windows=windows,
+                vocabulary=drawer.teacher.vocabulary,
+                rows=rows,
+                progress=lambda step: show(step, "windows"),
+            )
+    except (RuntimeError, MemoryError) as error:
+        if rows == 1 or not is_out_of_memory(error):
+            raise
+        return False
+    return True
+
+
+@contextmanager
+def _memory_errors(path: Path, length: int) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"out of memory with the teacher {path} and one window of {length:,} tokens, and cache-teacher needs both "
+            "on one device; take a larger one, a smaller --sequence-length, or let the run itself ask the teacher, "
+            "which --accelerate-config fsdp2 spreads over several GPUs"
+        ) from None

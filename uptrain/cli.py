@@ -76,7 +76,8 @@ def uptrain_command(recipe: Path | None, as_json: bool, **given: Any) -> None:
 def cache_teacher_command(recipe: Path | None, as_json: bool, **given: Any) -> None:
     """Run the teacher once over what a run will train on, and keep tokens drawn from it for --offline-teacher.
 
-    The arguments are those of the run: its data, lengths, seed, batches and budget say where to draw.
+    The arguments are those of the run: its data, lengths, seed, batches and budget say where to draw. The teacher
+    has to fit one device.
 
     \b
     Examples:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from gqa.convert.errors import UserError
+from gqa.eval.halves import Halves
 from gqa.uptrain import uptrain
 from gqa.uptrain.cache_teacher import Drawer, cache_teacher
 from gqa.uptrain.cli import cache_app, main
@@ -171,6 +172,51 @@ def test_the_command(flags: list[str], tmp_path: Path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     assert "Run the teacher once" in capsys.readouterr().out
+
+
+@pytest.fixture
+def full_with(monkeypatch: pytest.MonkeyPatch):
+    """A teacher for which memory is full with more than so many windows at once, from some call on."""
+
+    def fill(most: int, after: int = 0) -> list[int]:
+        hidden, asked = Halves.hidden, list[int]()
+
+        def filling(self: Halves, **inputs: Any) -> torch.Tensor:
+            asked.append(len(inputs["input_ids"]))
+            if len(asked) > after and asked[-1] > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return hidden(self, **inputs)
+
+        monkeypatch.setattr(Halves, "hidden", filling)
+        return asked
+
+    return fill
+
+
+def test_memory_for_one_window_is_enough(configured: Configured, full_with, tmp_path: Path, capfd):
+    whole = cache_teacher(configured(teacher_draws=2, micro_batch_size=1, cache_dir=tmp_path / "other"))
+    asked = full_with(1)
+    found = cache_teacher(configured(teacher_draws=2, quiet=False))
+    assert asked == [4, 2, *[1] * 24]
+    assert "Out of memory with 2 windows or more at once; going on with 1" in capfd.readouterr().err
+    for name in ("drawn", "entropy", "draws.json"):
+        assert (found / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_memory_that_fills_later_costs_no_draw(configured: Configured, full_with, monkeypatch, tmp_path: Path):
+    monkeypatch.setattr("gqa.uptrain.draws._STEPS_BETWEEN_NOTES", 2)
+    whole = cache_teacher(configured(teacher_draws=2, cache_dir=tmp_path / "other"))
+    asked = full_with(2, after=3)
+    found = cache_teacher(configured(teacher_draws=2))
+    assert asked == [4, 4, 4, 4, *[2] * 8]  # what was noted after two is kept
+    entropies = (np.fromfile(folder / "entropy", np.float32) for folder in (found, whole))
+    np.testing.assert_allclose(*entropies, rtol=1e-5)
+
+
+def test_a_teacher_that_does_not_fit_is_a_sentence(configured: Configured, full_with):
+    full_with(0)
+    with pytest.raises(UserError, match="one window of 32 tokens, and cache-teacher needs both on one device"):
+        cache_teacher(configured(teacher_draws=2))
 
 
 def test_what_was_drawn_before_a_kill_is_kept(configured: Configured, monkeypatch, tmp_path: Path):
