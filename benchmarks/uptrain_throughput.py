@@ -14,6 +14,7 @@ model, in the same precision.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -39,6 +40,7 @@ from gqa.uptrain.checkpoints import Checkpoints
 from gqa.uptrain.config import as_json
 from gqa.uptrain.flops import training_flops
 from gqa.uptrain.metrics import read_metrics
+from gqa.uptrain.model import device_of_run
 from gqa.uptrain.optimizer import build_optimizer
 from gqa.uptrain.prepare import prepare
 from gqa.uptrain.screen import Screen
@@ -175,9 +177,12 @@ def profile(config: UptrainConfig) -> str:
     """A table of the operations that take the time of a run."""
     from torch.profiler import ProfilerActivity
 
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as seen:
+    on_gpu = device_of_run().type == "cuda"
+    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]
+    with torch.profiler.profile(activities=activities) as seen:
         uptrain(config)
-    return seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=14, max_name_column_width=40)
+    by = f"self_{'device' if on_gpu else 'cpu'}_time_total"
+    return seen.key_averages().table(sort_by=by, row_limit=14, max_name_column_width=40)
 
 
 def measured(way: str, config: UptrainConfig, device: str) -> Timing:
@@ -215,6 +220,7 @@ def main(
     measured_way: Annotated[str | None, typer.Option("--measured", hidden=True)] = None,
 ) -> None:
     """Train both ways in turn, and print the table."""
+    os.environ["ACCELERATE_USE_CPU"] = str(device == "cpu")  # also of the processes that are started
     if measured_way:
         measure_here(measured_way, device)
         return
