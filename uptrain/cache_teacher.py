@@ -78,7 +78,8 @@ class Drawer:
         batch = self.windows.batch(samples[:, 1]).to(self.device)
         hidden = self.teacher.hidden(input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=None)
         uniform = [uniform_numbers(self.drawing.seed, int(number), length, draws) for number in samples[:, 0]]
-        rows = hidden.flatten(0, 1), torch.from_numpy(np.concatenate(uniform)).to(self.device)
+        numbers = np.concatenate(uniform).astype(np.float32 if self.device.type == "mps" else np.float64)
+        rows = hidden.flatten(0, 1), torch.from_numpy(numbers).to(self.device)
         at_once = tokens_at_once(self.teacher.vocabulary, self.device)
         chunks = zip(*(part.split(at_once) for part in rows), strict=True)
         found = [draw_tokens(self.teacher.logits(part), some, self.drawing.temperature) for part, some in chunks]

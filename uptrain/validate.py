@@ -36,7 +36,8 @@ class Validation:
                 loss = objective(*batch.to(accelerator.device))
                 sums += torch.stack([loss.cpu().double(), targets.double()])
         objective.train()
-        sums = accelerator.reduce(sums.to(accelerator.device), "sum")
+        if accelerator.num_processes > 1:
+            sums = accelerator.reduce(sums.to(accelerator.device), "sum")
         return float(sums[0] / sums[1])
 
     def _batches(self, rank: int, world: int) -> Iterator[tuple[Tensors, int]]:

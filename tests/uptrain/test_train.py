@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -196,3 +197,15 @@ def test_a_gpu_learns_the_same(
     for line, other in zip(metrics_of(tmp_path / "out.run"), expected, strict=True):
         for key in ("loss", "validation_loss"):
             assert line.get(key) == pytest.approx(other.get(key), rel=tolerance)
+
+
+def test_one_process_has_no_double_on_its_device(configured: Configured, monkeypatch: pytest.MonkeyPatch):
+    """MPS knows none: what is summed in float64 is summed by the host."""
+    reduce = Accelerator.reduce
+
+    def noting(self: Accelerator, tensor: torch.Tensor, *how: str) -> Any:
+        assert tensor.dtype != torch.float64
+        return reduce(self, tensor, *how)
+
+    monkeypatch.setattr(Accelerator, "reduce", noting)
+    assert uptrain(configured(max_steps=1)).validation
