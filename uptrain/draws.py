@@ -27,8 +27,7 @@ from gqa.convert.errors import UserError
 from gqa.uptrain.batches import Batch, Sampler
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.model import device_of_run, teacher_type
-from gqa.uptrain.partial import flush, note, noted, reopened, unfinished
-from gqa.uptrain.tokens import locked
+from gqa.uptrain.partial import flush, locked, note, noted, reopened, unfinished
 
 _FORMAT = 1
 _STEPS_BETWEEN_NOTES = 64
@@ -161,12 +160,13 @@ def draw_tokens(logits: torch.Tensor, uniform: torch.Tensor, temperature: float)
         temperature: the logits are divided by it.
 
     Returns:
-        Token ids int64 [tokens, draws], and entropies in nats, float64 [tokens].
+        Token ids int64 [tokens, draws], and entropies in nats [tokens], in float64 where the device has it.
     """
-    log_p = torch.log_softmax(logits.double() / temperature, dim=-1)
+    exact = torch.float32 if logits.device.type == "mps" else torch.float64
+    log_p = torch.log_softmax(logits.to(exact) / temperature, dim=-1)
     p = log_p.exp()
     reached = p.cumsum(dim=-1)
-    drawn = torch.searchsorted(reached, uniform.double() * reached[:, -1:], right=True)
+    drawn = torch.searchsorted(reached, uniform.to(exact) * reached[:, -1:], right=True)
     return drawn.clamp(max=logits.shape[-1] - 1), torch.special.entr(p).sum(dim=-1)
 
 

@@ -4,6 +4,7 @@ Whoever writes one notes now and then how far its files are whole. They are cut 
 """
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -49,6 +50,15 @@ def unfinished(folder: Path) -> Iterator[Path]:
     finally:
         if work.exists() and not (work / _NOTE).exists():
             shutil.rmtree(work)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock on `path` against other processes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def noted(work: Path) -> dict[str, Any]:

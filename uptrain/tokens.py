@@ -9,12 +9,10 @@ A store is a folder of the cache, named by what went into it (the text's content
 `gqa.uptrain.tokenise` writes it; a lock lets one process do so while others wait for it.
 """
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,8 @@ import numpy as np
 
 from gqa.convert.data import local_path
 from gqa.convert.sound import load_extractor
+from gqa.uptrain.hashes import file_hash, file_hashes
+from gqa.uptrain.partial import locked
 from gqa.uptrain.tokenise import Text, make_store
 
 _FORMAT = 1
@@ -76,7 +76,7 @@ def open_stores(
     Raises:
         UserError: the data can't be read, or holds no text.
     """
-    folder = cache / _key(text)
+    folder = cache / _key(text, cache)
     with locked(cache / f"{folder.name}.lock"):
         if not (folder / "store.json").is_file():
             make_store(text, folder, progress, processes)
@@ -90,7 +90,7 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gqa"
 
 
-def _key(text: Text) -> str:
+def _key(text: Text, cache: Path) -> str:
     """The name of a store: a hash over the text's content, the tokenizer's files and the split.
 
     A dataset on the Hub is known by its name, not by its revision there: so a run that is resumed goes on with the
@@ -102,30 +102,17 @@ def _key(text: Text) -> str:
     if path is None:
         digest.update(repr((text.data, text.subset, text.split)).encode())
     else:
-        for file in sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]:
-            digest.update(file.suffix.encode() + _file_hash(file))  # the suffix says how a file is read
+        files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
+        for file, content in zip(files, file_hashes(files, cache), strict=True):
+            digest.update(file.suffix.encode() + content)  # the suffix says how a file is read
     if text.kind in ("sounds", "transcripts"):
         digest.update(load_extractor(text.checkpoint).to_json_string().encode())
         for document in text.documents() if path is not None else ():  # of the files that it names, wherever they are
             digest.update(document.identity.encode())
     for path in sorted(text.checkpoint.iterdir()):
         if "token" in path.name or path.name.startswith(("vocab", "merges", "spiece")) or path.suffix == ".spm":
-            digest.update(path.name.encode() + _file_hash(path))
+            digest.update(path.name.encode() + file_hash(path))
     return digest.hexdigest()[:32]
-
-
-def _file_hash(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock on `path` against other processes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _open(folder: Path, name: str, described: dict[str, Any]) -> TokenStore:

@@ -1,9 +1,11 @@
 """The token store: what the tokenizer says, once, whoever asks."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from tokenizers import Tokenizer, processors
 
 from gqa.convert.errors import UserError
+from gqa.uptrain.hashes import file_hash
 from gqa.uptrain.tokenise import Text
 from gqa.uptrain.tokens import TokenStore, default_cache, open_stores
 
@@ -55,6 +58,46 @@ def test_a_second_run_reads_what_the_first_has_written(data, checkpoint, tmp_pat
     second, _ = open_stores(text_of(moved, checkpoint), tmp_path, ignore)
     assert second.key == first.key
     np.testing.assert_array_equal(second.tokens, first.tokens)
+
+
+def test_a_second_start_reads_no_text(data, checkpoint, tmp_path: Path, monkeypatch):
+    """Unless the file is another one, or was changed: even to the same size, and at the same time in another inode."""
+    mine = aged(Path(shutil.copy(data, tmp_path / "mine.jsonl")))
+    hashed: list[str] = []
+    monkeypatch.setattr("gqa.uptrain.hashes.file_hash", lambda path: hashed.append(path.name) or file_hash(path))
+
+    def key(path: Path) -> str:
+        return open_stores(text_of(path, checkpoint), tmp_path / "cache", ignore)[0].key
+
+    first = key(mine)
+    (tmp_path / "link.jsonl").symlink_to(mine)
+    assert [key(mine), key(tmp_path / "link.jsonl")] == [first, first]
+    assert hashed == ["mine.jsonl"]
+
+    lines = mine.read_text().splitlines(keepends=True)
+    mine.write_text("".join(reversed(lines)))
+    os.utime(mine, (1e9 + 1, 1e9 + 1))
+    changed = key(mine)
+    assert changed != first
+    swapped = aged(Path(shutil.copy(data, tmp_path / "swapped.jsonl")), 1e9 + 1)
+    swapped.replace(mine)
+    assert key(mine) == first
+    assert hashed == ["mine.jsonl"] * 3
+
+
+def test_a_file_that_was_changed_just_now_is_read_again(data, checkpoint, tmp_path: Path):
+    mine, now = Path(shutil.copy(data, tmp_path / "mine.jsonl")), time.time()
+    keys = set()
+    for text in ("one", "two"):
+        mine.write_text(json.dumps({"text": text}))
+        os.utime(mine, (now, now))
+        keys.add(open_stores(text_of(mine, checkpoint), tmp_path / "cache", ignore)[0].key)
+    assert len(keys) == 2
+
+
+def aged(path: Path, seconds: float = 1e9) -> Path:
+    os.utime(path, (seconds, seconds))
+    return path
 
 
 def test_other_content_is_another_store(data, checkpoint, make_checkpoint, tmp_path: Path):
@@ -112,7 +155,7 @@ def test_two_processes_at_once_make_one_store(data, checkpoint, tmp_path: Path):
     (one, first), (two, second) = (process.communicate(timeout=120)[0].split() for process in running)
     assert one == two
     assert {first, second} == {"True", "False"}  # one has tokenised, the other has waited
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == ["", ".lock"]
+    assert sorted(path.suffix for path in tmp_path.iterdir() if path.stem != "hashes") == ["", ".lock"]
 
 
 def test_an_error_leaves_no_store(checkpoint, tmp_path: Path):
@@ -120,7 +163,7 @@ def test_an_error_leaves_no_store(checkpoint, tmp_path: Path):
     bad.write_text('{"text": "fine"}\n{"text": 3}\n')
     with pytest.raises(UserError, match=r"bad\.jsonl:2"):
         open_stores(text_of(bad, checkpoint), tmp_path / "cache", ignore)
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert [path.suffix for path in (tmp_path / "cache").iterdir() if path.stem != "hashes"] == [".lock"]
 
 
 def test_reading_goes_around(tmp_path: Path):
@@ -221,7 +264,7 @@ def test_a_disk_that_is_full_is_a_sentence(many: Path, checkpoint: Path, tmp_pat
     monkeypatch.setattr("gqa.uptrain.tokenise._Writer.append", no_room)
     with pytest.raises(UserError, match="is full"):
         open_stores(text_of(many, checkpoint), tmp_path / "cache", ignore, processes=1)
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert [path.suffix for path in (tmp_path / "cache").iterdir() if path.stem != "hashes"] == [".lock"]
 
 
 def test_a_disk_that_fills_later_keeps_what_is_whole(many: Path, checkpoint: Path, tmp_path: Path):
