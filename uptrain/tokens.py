@@ -6,12 +6,14 @@ A store is a folder of the cache, named by what went into it (the text's content
 - `train.starts`, `held_out.starts`: int64, the index of each document's first token;
 - `store.json`: the dtype of the ids, counts, and the largest id.
 
-`gqa.uptrain.tokenise` writes it; a lock lets one process do so while others wait for it.
+`gqa.uptrain.tokenise` writes it; a lock lets one process do so while others wait for it. Of those that a launcher
+starts on a machine it is the first, which speaks.
 """
 
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from gqa.uptrain.partial import locked
 from gqa.uptrain.tokenise import Text, make_store
 
 _FORMAT = 1
+_SECONDS_BETWEEN_LOOKS = 0.1
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,19 @@ def open_stores(
         UserError: the data can't be read, or holds no text.
     """
     folder = cache / _key(text, cache)
+    _wait_for_first(folder / "store.json")
     with locked(cache / f"{folder.name}.lock"):
         if not (folder / "store.json").is_file():
             make_store(text, folder, progress, processes)
     described = json.loads((folder / "store.json").read_text())
     train, held_out = (_open(folder, name, described) for name in ("train", "held_out"))
     return train, held_out
+
+
+def _wait_for_first(made: Path) -> None:
+    """Leave the work to a machine's first process, which says how far it is; if it fails, the launcher ends all."""
+    while os.environ.get("LOCAL_RANK", "0") != "0" and not made.is_file():
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 def default_cache() -> Path:

@@ -140,9 +140,12 @@ def test_held_out_documents_are_chosen_by_their_own_content(data, checkpoint, te
     assert not known & {tuple(document) for document in documents_in(held_out)}  # repeated texts stay on one side
 
 
-def test_two_processes_at_once_make_one_store(data, checkpoint, tmp_path: Path):
+@pytest.mark.parametrize("launched", [False, True])
+def test_two_processes_at_once_make_one_store(launched: bool, data, checkpoint, tmp_path: Path):
+    """Either of them, or, if a launcher has started them, its first, though that comes later."""
     code = (
-        "import sys; from pathlib import Path\n"
+        "import os, sys, time; from pathlib import Path\n"
+        "time.sleep(3 * (os.environ.get('LOCAL_RANK') == '0'))\n"
         "from gqa.uptrain.tokenise import Text\n"
         "from gqa.uptrain.tokens import open_stores\n"
         "text = Text(sys.argv[1], 'text', None, 'train', Path(sys.argv[2]), 0.0)\n"
@@ -151,10 +154,12 @@ def test_two_processes_at_once_make_one_store(data, checkpoint, tmp_path: Path):
         "print(len(store), bool(said))"
     )
     command = [sys.executable, "-c", code, data, checkpoint, tmp_path]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    settings = [{"LOCAL_RANK": str(rank)} if launched else {} for rank in range(2)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | more) for more in settings]
     (one, first), (two, second) = (process.communicate(timeout=120)[0].split() for process in running)
     assert one == two
     assert {first, second} == {"True", "False"}  # one has tokenised, the other has waited
+    assert not launched or first == "True"
     assert sorted(path.suffix for path in tmp_path.iterdir() if path.stem != "hashes") == ["", ".lock"]
 
 
