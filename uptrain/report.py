@@ -21,12 +21,12 @@ def write_report(run: Path) -> None:
     """Write the report of the run in this directory, and the picture of its losses."""
     lines = read_metrics(run / "metrics.jsonl")
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    draw(lines, run)
+    draw(lines, run, record.get("teacher_is", "teacher"))
     write_atomically(run / "report.md", "\n".join(_report(record, lines)) + "\n")
 
 
-def draw(lines: Lines, folder: Path) -> None:
-    """Losses and validation perplexity against tokens, with the parent's and the converted model's levels."""
+def draw(lines: Lines, folder: Path, teacher_is: str) -> None:
+    """Losses and validation perplexity against tokens, with the teacher's and the converted model's levels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -42,7 +42,7 @@ def draw(lines: Lines, folder: Path) -> None:
     judged = [line for line in lines if "validation_loss" in line]
     lower.plot([line["tokens"] for line in judged], [line["validation_perplexity"] for line in judged], "o-",
                markersize=3, color="tab:blue", label="validation")  # fmt: skip
-    for label, level, style in _levels(lines):
+    for label, level, style in _levels(lines, teacher_is):
         lower.axhline(level, linestyle=style, color="tab:gray", label=f"{label}: {level:.4g}")
     lower.set_yscale("log")
     for numbers in (lower.yaxis.set_major_formatter, lower.yaxis.set_minor_formatter):
@@ -59,9 +59,9 @@ def draw(lines: Lines, folder: Path) -> None:
         partial.replace(folder / f"loss.{kind}")
 
 
-def _levels(lines: Lines) -> list[tuple[str, float, str]]:
+def _levels(lines: Lines, teacher_is: str) -> list[tuple[str, float, str]]:
     """What the curve starts from and what it may come back to: label, perplexity, and the style of the line."""
-    teacher = [("parent", line["teacher_perplexity"], ":") for line in lines if "teacher_perplexity" in line]
+    teacher = [(teacher_is, line["teacher_perplexity"], ":") for line in lines if "teacher_perplexity" in line]
     first = [line for line in lines if "validation_loss" in line and line["step"] == 0]
     return [*(("converted", line["validation_perplexity"], "--") for line in first), *teacher]
 
@@ -94,7 +94,7 @@ def _report(record: dict[str, Any], lines: Lines) -> list[str]:
         "",
         "| step | tokens | validation loss | perplexity | of the gap closed |",
         "|---:|---:|---:|---:|---:|",
-        *_table(lines),
+        *_table(lines, record.get("teacher_is", "teacher")),
         "",
     ]
     return [*text, "![Losses and validation perplexity against tokens](loss.svg)"]
@@ -109,10 +109,10 @@ def _typical(steps: Lines) -> str:
     return f"{words}; at most {max(line['memory_bytes'] for line in steps) / 1e9:.2f} GB in the first process."
 
 
-def _table(lines: Lines) -> list[str]:
+def _table(lines: Lines, teacher_is: str) -> list[str]:
     judged = [line for line in lines if "validation_loss" in line]
     teacher = next((line["teacher_loss"] for line in lines if "teacher_loss" in line), None)
-    rows = [] if teacher is None else [f"| parent | | {teacher:.4f} | {math.exp(min(teacher, 700.0)):.3f} | |"]
+    rows = [] if teacher is None else [f"| {teacher_is} | | {teacher:.4f} | {math.exp(min(teacher, 700.0)):.3f} | |"]
     for line in judged:
         loss, gap = line["validation_loss"], judged[0]["validation_loss"] - (teacher or 0.0)
         closed = f"{(judged[0]['validation_loss'] - loss) / gap:.1%}" if teacher is not None and gap > 0 else ""

@@ -229,7 +229,8 @@ def _begin(setup: Setup, accelerator: Accelerator) -> Path | None:
     resumed: list[Path | None] = [None]
     if accelerator.is_main_process:
         resumed[0] = run_dir.resumed_from()
-        run_dir.begin(resumed[0], _facts(setup))
+        teacher_is = "parent" if setup.teacher.is_parent_of(setup.checkpoint) else "teacher"
+        run_dir.begin(resumed[0], _facts(setup), teacher_is)
     broadcast_object_list(resumed)
     if run_dir.config.trackers:
         settings = {

@@ -90,10 +90,11 @@ class RunDir:
                 ) from None
             yield
 
-    def begin(self, resumed: Path | None, facts: Mapping[str, Any]) -> None:
+    def begin(self, resumed: Path | None, facts: Mapping[str, Any], teacher_is: str) -> None:
         """Make the directory ready for a run that goes on from `resumed`, or, when that is None, starts anew.
 
-        `facts` are what a checkpoint made of the run will say of it. Checkpoints of later steps are deleted: the run is
+        `facts` are what a checkpoint made of the run will say of it, `teacher_is` what its report calls the teacher.
+        Checkpoints of later steps are deleted: the run is
         about to make them again.
         """
         start = step_of(resumed) if resumed else 0
@@ -102,7 +103,7 @@ class RunDir:
                 remove_checkpoint(checkpoint)
         for partial in self.checkpoints.glob(".step-*.partial"):
             shutil.rmtree(partial)
-        record = {**self.record(), "facts": dict(facts)}
+        record = {**self.record(), "facts": dict(facts), "teacher_is": teacher_is}
         write_atomically(self.path / "run.json", json.dumps(record, indent=2) + "\n")
 
     def _named(self, checkpoint: Path) -> Path:

@@ -41,6 +41,10 @@ class Teacher:
         """Where it lies and which it is, as `gqa.json` has it."""
         return {"path": str(self.path), "fingerprint": self.key} if self.path else None
 
+    def is_parent_of(self, checkpoint: Path) -> bool:
+        """Whether it is what the checkpoint was converted from, wherever either lies."""
+        return self.path is not None and self.key == _parent_key(checkpoint)
+
     def words(self, config: UptrainConfig) -> str:
         """By what the model is trained, in words."""
         if self.path is None:
@@ -103,6 +107,12 @@ def _parent(checkpoint: Path) -> Teacher:
         if (path / "config.json").is_file() and fingerprint(path) == sources[-1]["fingerprint"]:
             return Teacher(path=path)
     return Teacher(path=None, reason=f"the parent, {named}, is gone or has changed since")
+
+
+def _parent_key(checkpoint: Path) -> str | None:
+    """The fingerprint of what the checkpoint was converted from, if it was."""
+    sources = [stage["source"] for stage in read_stages(checkpoint) if stage["stage"] == "convert"]
+    return sources[-1]["fingerprint"] if sources else None
 
 
 def _check_teacher(path: Path, checkpoint: Path, length: int) -> None:

@@ -1,6 +1,7 @@
 """The report of a run: its table, and the picture with the levels of parent and converted model."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,3 +64,17 @@ def test_a_mean_of_the_last_steps():
     long = [float(number % 2) for number in range(200)]
     assert _smoothed(long)[10] == pytest.approx(0.5)
     assert len(_smoothed(long)) == 200
+
+
+def test_another_teacher_is_called_a_teacher(child: Path, parent: Path, make_checkpoint, configured, tmp_path: Path):
+    """And the parent the parent, named or not, and wherever it lies."""
+    moved = shutil.copytree(parent, tmp_path / "moved")
+    other = make_checkpoint(name="other", num_key_value_heads=4, seed=5)
+    for teacher, name in ((other, "teacher"), (moved, "parent")):
+        config = configured(checkpoint=str(child), teacher=str(teacher), output=tmp_path / name, max_steps=1)
+        run = uptrain(config).run_dir
+        assert re.findall(r"^[|] ([a-z]+) [|] [|] \d", (run / "report.md").read_text(), re.MULTILINE) == [name]
+        assert f"<!-- {name}: " in (run / "loss.svg").read_text()
+    config = configured(checkpoint=str(child), teacher="none", output=tmp_path / "none", max_steps=1)
+    text = (uptrain(config).run_dir / "report.md").read_text()
+    assert not re.search(r"^[|] (parent|teacher) [|]", text, re.MULTILINE)
