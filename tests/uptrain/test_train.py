@@ -203,7 +203,7 @@ def test_one_process_has_no_double_on_its_device(configured: Configured, monkeyp
     """MPS knows none: what is summed in float64 is summed by the host."""
     reduce = Accelerator.reduce
 
-    def noting(self: Accelerator, tensor: torch.Tensor, *how: str) -> Any:
+    def noting(self: Accelerator, tensor: torch.Tensor, *how: Any) -> Any:
         assert tensor.dtype != torch.float64
         return reduce(self, tensor, *how)
 
