@@ -9,7 +9,7 @@ class UserError(ValueError):
 
 
 class OwnError(UserError):
-    """What one of several processes may meet alone, such as a full memory: each that meets it says so."""
+    """What one of several processes may meet alone, such as a full memory or disk: each that meets it says so."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from gqa.convert.directory import sync_tree
-from gqa.convert.errors import UserError
+from gqa.convert.errors import OwnError, UserError
 from gqa.uptrain.zero import is_zero, restore, state_of
 
 _MARKER = "complete.json"
@@ -45,7 +45,7 @@ class Checkpoints:
         All processes call it together.
 
         Raises:
-            UserError: the disk is full or fails; the checkpoints that stand stay, and the partial one is removed.
+            OwnError: the disk is full or fails; the checkpoints that stand stay, and the partial one is removed.
         """
         import torch.distributed.checkpoint as dcp
 
@@ -106,7 +106,7 @@ def _whole_or_gone(step: int, partial: Path) -> Iterator[None]:
             raise
         complete = complete_checkpoints(partial.parent)
         kept = f"that of step {complete[-1][0]} is kept" if complete else "there is no earlier one"
-        raise UserError(
+        raise OwnError(
             f"the checkpoint of step {step} could not be written into {partial.parent}: {why}; what there was of it is "
             f"removed, and {kept}: free some space and run again"
         ) from None
