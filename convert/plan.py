@@ -172,11 +172,6 @@ class Plan:
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
-    def merged_bytes(self) -> int:
-        """Bytes of those that merging makes."""
-        return sum(tensor.nbytes for layer in self.merged for tensor in layer)
-
-    @property
     def grouping(self) -> Literal["contiguous", "similar"]:
         """Which heads share: similar ones only where some may change places."""
         moves = self.options.moves_heads and any(freedom.heads_move for freedom in self.freedoms)

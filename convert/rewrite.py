@@ -72,7 +72,8 @@ def write_conversion(
         layers: the plan's layers, if they are made already.
         facts: more for the conversion's entry in `gqa.json`.
     """
-    room = plan.total_bytes + (plan.merged_bytes if plan.options.calibration and layers is None else 0)
+    ahead = plan.merged if plan.options.calibration and layers is None else []
+    room = plan.total_bytes + sum(tensor.nbytes for layer in ahead for tensor in layer)
     with ExitStack() as to_the_end, new_checkpoint(plan.checkpoint, output, room, overwrite=overwrite) as work:
         if plan.rewritten_from:
             _write_tokenizer(plan, work)
