@@ -99,7 +99,9 @@ def speech_material(
             raise UserError(f"{name} are text, and {checkpoint} hears; leave them out")
     check_libraries()
     extractor, prompt = load_extractor(checkpoint), prompt_of(tokenizer, config)
-    source, target = speech_columns(options, options.data)
+    where = {"subset": options.subset, "split": options.split}
+    asked = options.source_column, options.target_column
+    source, target = speech_columns(options.data, asked, text_column=options.text_column, **where)
     rows = read_speech(
         options.data, source_column=source, target_column=target, subset=options.subset, split=options.split
     )
@@ -152,17 +154,13 @@ def _sample(transcripts: Sequence[_Transcript], prompt: int) -> Sample:
     return Sample(scored=scored, cluster=number[scored], unit="pair", num_bytes=int(num_bytes.sum()))
 
 
-def speech_columns(options: Any, data: str) -> tuple[str, str]:
-    """The columns of recordings and transcripts: those asked for, and otherwise `audio` and the text's.
-
-    Args:
-        options: of an evaluation or a training.
-        data: what it reads.
-    """
-    asked = options.source_column, options.target_column
-    if asked != _USUAL or has_columns(data, set(asked), subset=options.subset, split=options.split):
+def speech_columns(
+    data: str, asked: tuple[str, str], *, text_column: str, subset: str | None, split: str
+) -> tuple[str, str]:
+    """The columns of recordings and transcripts: those asked for, and otherwise `audio` and the text's."""
+    if asked != _USUAL or has_columns(data, set(asked), subset=subset, split=split):
         return asked
-    return _SOUND, options.text_column
+    return _SOUND, text_column
 
 
 def longest_transcript(config: "PreTrainedConfig") -> int:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gqa.convert.errors import UserError
-from gqa.uptrain.options_data import DataOptions
+from gqa.uptrain.options_data import DataOptions, Source
 from gqa.uptrain.options_learning import Divergence, LearningOptions
 from gqa.uptrain.options_running import RunningOptions, Tracker
 
@@ -45,14 +45,19 @@ class UptrainConfig(RunningOptions, LearningOptions, DataOptions):
         self.seconds  # noqa: B018 - refuses what is no time
 
     @property
-    def sources(self) -> tuple[str, ...]:
+    def sources(self) -> tuple[Source, ...]:
         """All data, also where it is only one."""
-        return (self.data,) if isinstance(self.data, str) else self.data
+        names = (self.data,) if isinstance(self.data, str) else self.data
+        subsets, splits, columns = (self._of_each(option, len(names)) for option in _OF_EACH)
+        return tuple(
+            Source(data=name, subset=subset or None, split=split or "", text_column=column or "")
+            for name, subset, split, column in zip(names, subsets, splits, columns, strict=True)
+        )
 
     @property
     def data_words(self) -> str:
         """All data, in words."""
-        return ", ".join(self.sources)
+        return ", ".join(map(str, self.sources))
 
     @property
     def seconds(self) -> float | None:
@@ -65,6 +70,15 @@ class UptrainConfig(RunningOptions, LearningOptions, DataOptions):
         if not total > 0:
             raise UserError(f"max_time {self.max_time!r} is no time; write seconds, or like 90m, 12h, 1d12h")
         return total
+
+    def _of_each(self, option: str, count: int) -> tuple[str | None, ...]:
+        """What an option says of each of so many data."""
+        value = getattr(self, option)
+        if not isinstance(value, tuple):
+            return (value,) * count
+        if len(value) != count:
+            raise UserError(f"{option} has {len(value)} entries, and data {count}; give one for all, or one for each")
+        return value
 
     def _check_mixture(self) -> None:
         if not self.sources:
@@ -126,6 +140,7 @@ _POSITIVE = (
     "tokenizing_processes",
 )
 _NOT_NEGATIVE = ("weight_decay", "clip", "spike_sigmas", "validation_tokens", "seed", "attention_weight")
+_OF_EACH = ("subset", "split", "text_column")
 _TIME = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 _SHARES = ("ce_weight", "warmup_ratio", "decay_ratio", "min_lr_ratio", "validation_share")
 
@@ -139,7 +154,7 @@ FREE_ON_RESUME = frozenset(
 without which a run that was stopped by bad steps would come to the same ones again."""
 
 NAMES_OF_CONTENT = frozenset(
-    {"checkpoint", "teacher", "data", "subset", "split", "validation_data", "validation_split"}
+    {"checkpoint", "teacher", "data", "subset", "split", "validation_data", "validation_subset", "validation_split"}
     | {"text_column", "source_column", "target_column"}
 )
 """Options that name content: a resumed run compares the content, wherever it lies now."""

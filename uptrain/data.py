@@ -20,6 +20,7 @@ from gqa.eval.spans import span_corruption
 from gqa.eval.speech import longest_transcript, prompt_of, speech_columns
 from gqa.uptrain.batches import Samples, Tensors, read_windows
 from gqa.uptrain.config import UptrainConfig
+from gqa.uptrain.options_data import Source
 from gqa.uptrain.pairs import PairSampler, PairStore
 from gqa.uptrain.plan import Plan
 from gqa.uptrain.screen import Screen
@@ -85,7 +86,7 @@ class Opener:
         if hears(model):
             return self._speech(model)
         columns = {config.source_column, config.target_column}
-        if any(has_columns(data, columns, subset=config.subset, split=config.split) for data in config.sources):
+        if any(has_columns(some.data, columns, subset=some.subset, split=some.split) for some in config.sources):
             return self._pairs(model.pad_token_id or 0)
         return self._spans()
 
@@ -149,24 +150,25 @@ class Opener:
             keys={"data": train.sources.key, "validation data": judged.sources.key if judged else None},
         )
 
-    def _only_source(self, what: str) -> str:
+    def _only_source(self, what: str) -> Source:
         if len(self.config.sources) > 1:
             raise UserError(f"of {what} only one data is taken, got {self.config.data_words}; put them into one folder")
         return self.config.sources[0]
 
     def _speech(self, model: "PreTrainedConfig") -> Data:
-        config, data = self.config, self._only_source("recordings")
+        config, heard = self.config, self._only_source("recordings")
         if config.sequence_length is not None:
             raise UserError(
                 "sequence_length is for text; recordings are cut where the model hears no more: leave it out"
             )
-        source, target = speech_columns(config, data)
-        text = replace(self._text(data, "sounds", source), target_column=target)
+        asked = config.source_column, config.target_column
+        source, target = speech_columns(**vars(heard), asked=asked)
+        text = replace(self._text(heard, "sounds", source), target_column=target)
         train, held_out = self._heard(text, model)
         if config.validation_data and self._validates():
             held_out, _ = self._heard(self._judging(text, config.validation_data), model)
         if not len(train):
-            raise UserError(f"{data} holds no recording to train on; give more, or hold out less")
+            raise UserError(f"{heard} holds no recording to train on; give more, or hold out less")
         judged = held_out if self._validates() else None
         sampler = SpeechSampler(train, self.plan.batch_size, config.seed)
         return Data(
@@ -220,14 +222,14 @@ class Opener:
         """Of the documents, held out for validation."""
         return self.config.validation_share if self._validates() and not self.config.validation_data else 0.0
 
-    def _text(self, data: str, kind: Kind, column: str | None = None) -> Text:
+    def _text(self, source: Source, kind: Kind, column: str | None = None) -> Text:
         """One of the data, as it is to be read."""
         config = self.config
         return Text(
-            data=data,
-            column=column or config.text_column,
-            subset=config.subset,
-            split=config.split,
+            data=source.data,
+            column=column or source.text_column,
+            subset=source.subset,
+            split=source.split,
             checkpoint=self.checkpoint,
             held_out_share=self._share(),
             kind=kind,
@@ -236,19 +238,21 @@ class Opener:
 
     def _judging(self, text: Text, data: str) -> Text:
         """What is read as `text` is, but for validation alone."""
-        return replace(text, data=data, subset=None, split=self.config.validation_split, held_out_share=0.0)
+        config = self.config
+        where = {"subset": config.validation_subset, "split": config.validation_split}
+        return replace(text, data=data, **where, held_out_share=0.0)
 
     def _texts(self, kind: Kind, length: int) -> Texts:
         """Tokens to train on, and to validate on if there is validation, enough for a sequence of `length` each."""
         config, trained, held_out = self.config, [], []
         if self._validates() and config.validation_tokens < length:
             raise UserError(f"validation_tokens {config.validation_tokens} is less than a sequence, {length}")
-        for data in config.sources:
-            train, judged = self._stores(self._text(data, kind))
-            _check_length(train, length, data, "give more text, or a smaller sequence_length")
+        for source in config.sources:
+            train, judged = self._stores(self._text(source, kind))
+            _check_length(train, length, f"{source}", "give more text, or a smaller sequence_length")
             if self._share():
                 remedy = "raise validation_share, give validation_data"
-                _check_length(judged, length, f"the held-out {self._share():.2%} of {data}", f"{remedy}{_OR_NONE}")
+                _check_length(judged, length, f"the held-out {self._share():.2%} of {source}", f"{remedy}{_OR_NONE}")
             trained.append(train)
             held_out += [judged] if self._share() else []
         weights = config.data_weights or tuple(float(len(store)) for store in trained)

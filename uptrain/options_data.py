@@ -5,6 +5,20 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
+class Source:
+    """One of the data that a run trains on."""
+
+    data: str
+    subset: str | None
+    split: str
+    text_column: str
+
+    def __str__(self) -> str:
+        """Its name, for the user."""
+        return f"{self.data} ({self.subset})" if self.subset else self.data
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """Checkpoint, data and places."""
 
@@ -34,8 +48,9 @@ class DataOptions:
     """auto: go on from the run's newest complete checkpoint, if any; never: start anew; or the path of one of its
     checkpoints (later ones are then made again)."""
 
-    text_column: str = "text"
-    """Column that holds the text, where data has columns."""
+    text_column: str | tuple[str, ...] = "text"
+    """Column that holds the text, where data has columns; of several data one for all, or one for each in their
+    order."""
 
     source_column: str = "source"
     """Column of what goes into an encoder-decoder."""
@@ -43,14 +58,18 @@ class DataOptions:
     target_column: str = "target"
     """Column of what is to come out of it."""
 
-    subset: str | None = None
-    """Subset (configuration) of the dataset, where data is on the Hub."""
+    subset: str | tuple[str, ...] | None = None
+    """Subset (configuration) of the dataset, where data is on the Hub; of several data one for all, or one for each
+    ('' for none)."""
 
-    split: str = "train"
-    """Split of the dataset, where data is on the Hub."""
+    split: str | tuple[str, ...] = "train"
+    """Split of the dataset, where data is on the Hub; of several data one for all, or one for each."""
 
     validation_data: str | None = None
-    """Validation text, as data [default: a held-out share of data]."""
+    """Validation text, as data [default: a held-out share of data]. Its column is that of the first data."""
+
+    validation_subset: str | None = None
+    """Subset of validation_data, where that is a dataset on the Hub."""
 
     validation_split: str = "validation"
     """Split of validation_data, where that is a dataset on the Hub."""

@@ -133,7 +133,7 @@ def _offline(config: UptrainConfig, plan: Plan, teacher: Teacher, data: Data, mo
 
 def _check_places(config: UptrainConfig, plan: Plan, checkpoint: Path, teacher: Teacher) -> None:
     """Refuse outputs that exist, or that would write into what is read."""
-    data = [local_path(name) for name in (*config.sources, config.validation_data) if name]
+    data = [local_path(name) for name in (*(source.data for source in config.sources), config.validation_data) if name]
     inputs = [checkpoint, *(path for path in data if path), *([teacher.path] if teacher.path else [])]
     check_output(plan.output, inputs, overwrite=config.overwrite)
     check_output(plan.run_dir, [*inputs, plan.output], overwrite=True)

@@ -13,7 +13,9 @@ from gqa.uptrain.tokens import TokenStore
 class Texts:
     """The stores of one text, or of several that are mixed."""
 
-    names: tuple[str, ...]
+    names: tuple[object, ...]
+    """For the user."""
+
     trained: tuple[TokenStore, ...]
     held_out: tuple[TokenStore, ...]
     """Of each text its own, or one of another text, or none."""

@@ -35,7 +35,7 @@ class Facts:
 
     @property
     def trainings(self) -> list[Mapping[str, Any]]:
-        """The stages in which all weights were trained."""
+        """The stages in which weights were trained."""
         return [stage for stage in self.stages if stage["stage"] == "uptrain"]
 
     @property

@@ -2,9 +2,11 @@
 
 import shlex
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from gqa.convert.push.facts import Facts, only_repeated
+from gqa.convert.push.lineage import hub_name
 from gqa.convert.tables import plain_options, to_toml
 from gqa.convert.uneven import span
 
@@ -105,11 +107,25 @@ def _change_of_class(stage: Mapping[str, Any]) -> Iterator[str]:
 def _training(facts: Facts, stage: Mapping[str, Any]) -> Iterator[str]:
     config, losses = stage["config"], [line["validation_perplexity"] for line in stage.get("validation") or []]
     data = [config["data"]] if isinstance(config["data"], str) else config["data"]
+    text = ", ".join(dict.fromkeys(map(facts.data_name, data)))
     watched = f"; perplexity on validation text went from {losses[0]:.4g} to {losses[-1]:.4g}" if losses else ""
     yield (
-        f"All weights were trained on {stage['tokens']:,} tokens of {', '.join(map(facts.data_name, data))}, in "
-        f"{stage['steps']:,} steps at a learning rate of up to {config['learning_rate']:g}{watched}."
+        f"Uptrained: {stage.get('trained', 'all weights')}, on {stage['tokens']:,} tokens of {text}, in "
+        f"{stage['steps']:,} steps at a learning rate of up to {config['learning_rate']:g}, "
+        f"{_lesson(facts, stage)}{watched}."
     )
+
+
+def _lesson(facts: Facts, stage: Mapping[str, Any]) -> str:
+    """By what a training's weights were changed."""
+    config, teacher = stage["config"], stage.get("teacher")
+    if not teacher:
+        return "by cross-entropy"
+    is_original = teacher["fingerprint"] == facts.stages[0]["source"]["fingerprint"]
+    whose = "the original" if is_original else hub_name({"source": teacher}) or f"`{Path(teacher['path']).name}`"
+    measure = {"jensen-shannon": "Jensen-Shannon divergence"}.get(config["divergence"], f"{config['divergence']} KL")
+    mixed = f" and {config['ce_weight']:.0%} of cross-entropy" if config.get("ce_weight") else ""
+    return f"by distillation from {whose} ({measure}{mixed})"
 
 
 def how_to_make_it_again(facts: Facts) -> str:

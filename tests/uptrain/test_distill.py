@@ -46,7 +46,9 @@ def train_plainly(config: UptrainConfig, teacher_path: Path, steps: int) -> tupl
     checkpoint = Path(config.checkpoint)
     assert config.cache_dir
     assert config.batch_size
-    (store, _) = open_stores(Text(config.sources[0], "text", None, "train", checkpoint, 0.0), config.cache_dir, print)
+    (store, _) = open_stores(
+        Text(config.sources[0].data, "text", None, "train", checkpoint, 0.0), config.cache_dir, print
+    )
     model = AutoModelForCausalLM.from_pretrained(checkpoint).train()
     teacher = AutoModelForCausalLM.from_pretrained(teacher_path).eval()
     matrices, rest = ([p for p in model.parameters() if (p.ndim > 1) is is_matrix] for is_matrix in (True, False))

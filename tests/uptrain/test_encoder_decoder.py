@@ -64,7 +64,7 @@ def plain_pairs(config: UptrainConfig, objective: str, step: int) -> Pairs:
     assert config.batch_size
     if objective == "spans":
         (store, _) = open_stores(
-            Text(config.sources[0], "text", None, "train", checkpoint, 0.0, "stream"), cache, lambda _: None
+            Text(config.sources[0].data, "text", None, "train", checkpoint, 0.0, "stream"), cache, lambda _: None
         )
         corruption = span_corruption(AutoTokenizer.from_pretrained(checkpoint), checkpoint)
         length = corruption.window(32)
@@ -75,8 +75,8 @@ def plain_pairs(config: UptrainConfig, objective: str, step: int) -> Pairs:
             found.append((made.sources[0].tolist(), made.targets[0].tolist()))
         return found
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    rows = [json.loads(line) for line in Path(config.sources[0]).read_text().splitlines()]
-    text = Text(config.sources[0], "source", None, "train", checkpoint, 0.0, "sources", "target")
+    rows = [json.loads(line) for line in Path(config.sources[0].data).read_text().splitlines()]
+    text = Text(config.sources[0].data, "source", None, "train", checkpoint, 0.0, "sources", "target")
     sources, targets = (open_stores(side, cache, lambda _: None)[0] for side in (text, replace(text, kind="targets")))
     order = PairSampler(PairStore(sources, targets, (32, 20), 1, 0), config.batch_size, config.seed).samples(step)
     return [

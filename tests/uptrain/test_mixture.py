@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 
@@ -119,6 +120,34 @@ def test_one_data_in_a_list_is_that_data(configured: Configured, data: Path, met
     assert metrics_of(one.run_dir) == metrics_of(listed.run_dir)
 
 
+def test_each_of_several_data_has_its_own_subset_split_and_column(
+    configured: Configured, data: Path, other: Path, metrics_of, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Two subsets of one dataset, in columns of two names, are trained on as files with the same texts are."""
+    columns = {"small": ("train", "body", data), "large": ("more", "content", other)}
+
+    def load_dataset(name: str, subset: str, *, split: str, streaming: bool) -> datasets.IterableDataset:
+        assert (name, split, streaming) == ("org/name", columns[subset][0], True)
+        rows = [{columns[subset][1]: json.loads(line)["text"]} for line in columns[subset][2].read_text().splitlines()]
+        return datasets.IterableDataset.from_generator(lambda: iter(rows))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    of_each = {"subset": ("small", "large"), "split": ("train", "more"), "text_column": ("body", "content")}
+    held_out = {"validation_data": None, "validation_share": 0.3}
+    named = uptrain(configured(data=("org/name", "org/name"), **of_each, **held_out, output=tmp_path / "named"))
+    filed = uptrain(configured(data=(str(data), str(other)), **held_out, output=tmp_path / "filed"))
+    assert metrics_of(named.run_dir) == metrics_of(filed.run_dir)
+
+
+def test_one_word_says_it_of_all(configured: Configured):
+    sources = configured(data=("a", "b"), subset=("", "x"), split="test").sources
+    assert [(source.subset, source.split, source.text_column) for source in sources] == [
+        (None, "test", "text"),
+        ("x", "test", "text"),
+    ]
+    assert [str(source) for source in sources] == ["a", "b (x)"]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -126,6 +155,8 @@ def test_one_data_in_a_list_is_that_data(configured: Configured, data: Path, met
         ({"data": ("a", "b"), "data_weights": (1.0, 0.0)}, "data_weights must be above 0"),
         ({"data": ("a", "b"), "data_weights": (1.0, float("nan"))}, "data_weights must be above 0"),
         ({"data": ("a", "a")}, "data names one thing twice"),
+        ({"data": ("a", "a"), "subset": ("x", "x")}, r"data names one thing twice: a \(x\), a \(x\)"),
+        ({"data": ("a", "b"), "split": ("train",)}, "split has 1 entries, and data 2; give one for all, or one for"),
         ({"data": ()}, "data is empty"),
     ],
     ids=str,

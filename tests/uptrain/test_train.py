@@ -51,7 +51,7 @@ def train_plainly(config: UptrainConfig, steps: int) -> tuple[nn.Module, list[fl
     assert config.batch_size
     store, held_out = (
         open_stores(Text(data, "text", None, split, checkpoint, 0.0), config.cache_dir, lambda _: None)[0]
-        for data, split in ((config.sources[0], "train"), (config.validation_data, "validation"))
+        for data, split in ((config.sources[0].data, "train"), (config.validation_data, "validation"))
     )
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).train()
     groups = [

@@ -101,6 +101,34 @@ def test_a_conversion_alone_says_that_nothing_was_trained_or_measured():
     assert "model-index" not in card.data.to_dict()
 
 
+OF_THE_PARENT = {"path": CACHE, "fingerprint": "sha256:aa"}
+OF_ANOTHER = {"path": "/home/me/big one", "fingerprint": "sha256:cc"}
+ON_THE_HUB = {"path": CACHE.replace("parent", "larger"), "fingerprint": "sha256:cc"}
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({}, "Uptrained: all weights, on 81,920 tokens"),
+        ({"teacher": None, "trained": "the attention"}, "Uptrained: the attention, on 81,920 tokens"),
+        ({"teacher": None}, "at a learning rate of up to 0.0001, by cross-entropy; perplexity"),
+        ({"teacher": OF_THE_PARENT}, "by distillation from the original (forward KL); perplexity"),
+        ({"teacher": OF_ANOTHER}, "by distillation from `big one` (forward KL)"),
+        ({"teacher": ON_THE_HUB}, "by distillation from org/larger (forward KL)"),
+    ],
+)
+def test_a_training_says_what_it_changed_and_by_what(more: dict[str, Any], says: str):
+    stage = training(**more)
+    stage["config"] |= {"divergence": "forward", "ce_weight": 0.0}
+    assert says in card_of(stages=[conversion(), stage]).text
+
+
+def test_a_training_says_which_divergence():
+    stage = training(teacher=OF_THE_PARENT)
+    stage["config"] |= {"divergence": "jensen-shannon", "ce_weight": 0.1}
+    assert "(Jensen-Shannon divergence and 10% of cross-entropy)" in card_of(stages=[conversion(), stage]).text
+
+
 @pytest.mark.parametrize(("after", "tags", "says"), [([1, 1], ["mqa"], "multi-query"), ([2, 4], ["gqa"], "2 to 4 key")])
 def test_tags_by_the_number_of_heads(after, tags, says):
     card = card_of(stages=[conversion(kv_heads_after=after)])
