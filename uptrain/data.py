@@ -59,6 +59,9 @@ class Data:
     keys: Mapping[str, str | None]
     """Hashes of the content, by what it is for."""
 
+    sides: tuple[float, float] | None = None
+    """Positions that an encoder computes for a source, and tokens of a target, on average."""
+
     @property
     def largest_id(self) -> int:
         """The largest token id that occurs."""
@@ -124,6 +127,7 @@ class Opener:
             objective="span corruption",
             stores=texts.stores,
             keys=texts.keys,
+            sides=corruption.lengths(length),
         )
 
     def _pairs(self, pad: int) -> Data:
@@ -148,6 +152,7 @@ class Opener:
             objective="pairs",
             stores=tuple(side for pairs in read for side in (pairs.sources, pairs.targets) if len(side)),
             keys={"data": train.sources.key, "validation data": judged.sources.key if judged else None},
+            sides=(float(train.lengths[:, 0].mean()), float(train.lengths[:, 1].mean())),
         )
 
     def _only_source(self, what: str) -> Source:
@@ -179,6 +184,7 @@ class Opener:
             objective="transcripts",
             stores=tuple(side.targets for side in (train, *([judged] if judged else [])) if len(side)),
             keys={"data": train.sources.key, "validation data": judged.sources.key if judged else None},
+            sides=(model.max_source_positions, float(train.lengths[:, 1].mean())),  # it computes silence, too
         )
 
     def _heard(self, text: Text, model: "PreTrainedConfig") -> tuple[SpeechStore, SpeechStore]:

@@ -4,11 +4,16 @@ A product of matrices with n weights takes 2n operations for every token; embedd
 experts those count that a token passes through. Attention takes 4 * head_dim for every query head and every key that a
 token sees: half the sequence on average, as attention is causal, or what a window leaves of it. (Of latent attention it
 takes twice the sizes of a key and of a value, which differ.) So fewer KV heads save the weights of their projections,
-and nothing else here. Backward takes twice as much, less what is not trained; a teacher runs forward only. What is
-computed twice to save memory counts once: this is model FLOPs utilisation (MFU).
+and nothing else here. Of an encoder-decoder the encoder's weights, and those of keys and values in cross-attention, are
+for every token of the source; all others are for those of the target. Backward takes twice as much, less what is not
+trained; a teacher runs forward only. What is computed twice to save memory counts once: this is model FLOPs utilisation
+(MFU).
 """
 
+import re
 import time
+from collections.abc import Iterator
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,19 +61,73 @@ def training_flops(model: "PreTrainedModel", length: int, teacher: "PreTrainedMo
     return total
 
 
+def pair_flops(
+    model: "PreTrainedModel", source: float, target: float, teacher: "PreTrainedModel | None" = None
+) -> float:
+    """Operations of training an encoder-decoder on a pair, after a teacher's if there is one.
+
+    Args:
+        model: the one that learns.
+        source: tokens, or positions, that the encoder computes.
+        target: tokens of the decoder.
+        teacher: runs forward.
+    """
+    weights, trained, attention = _of_a_pair(model, source, target)
+    total = 4 * weights + 2 * trained + 3 * attention
+    if teacher is not None:
+        weights, _, attention = _of_a_pair(teacher, source, target)
+        total += 2 * weights + attention
+    return total
+
+
+def _of_a_pair(model: "PreTrainedModel", source: float, target: float) -> tuple[float, float, float]:
+    """The products with all weights, those with weights that are trained, and attention's operations, forward."""
+    encoder = model.get_encoder()
+    inside = set(encoder.modules())
+    weights = trained = attention = 0.0
+    for path, module, weight, share in _matrices(model):
+        crosses = re.search(_CROSS, path) is not None
+        of_source = module in inside or (crosses and re.search(_KEYS_AND_VALUES, path) is not None)
+        count = share * weight.numel() * (source if of_source else target) * _outputs_a_position(module, encoder)
+        weights += count
+        trained += count * weight.requires_grad
+        if re.search(_QUERIES, path):
+            keys = source if crosses or module in inside else (target + 1) / 2
+            attention += 4 * len(weight) * keys * (source if of_source else target)
+    return weights, trained, attention
+
+
+_CROSS = r"\.(?:encoder_attn|EncDecAttention)\."
+_QUERIES, _KEYS_AND_VALUES = r"\.(?:q|q_proj)$", r"\.(?:[kv]|[kv]_proj)$"
+"""How transformers names the projections of encoder-decoders, and how rewritten checkpoints do."""
+
+
+def _outputs_a_position(module: nn.Module, encoder: nn.Module) -> int:
+    """How often a convolution's weights are used for a position of the encoder: later ones may skip some."""
+    convolutions = [other for other in encoder.modules() if isinstance(other, nn.Conv1d)]
+    if module not in convolutions:
+        return 1
+    return prod(other.stride[0] for other in convolutions[convolutions.index(module) + 1 :])
+
+
 def matrix_weights(model: "PreTrainedModel") -> tuple[float, float]:
     """How many weights a token is multiplied by, and how many of these are trained."""
-    experts, chosen = experts_of(model.config)
     total = trained = 0.0
+    for _, _, weight, share in _matrices(model):
+        total += share * weight.numel()
+        trained += share * weight.numel() * weight.requires_grad
+    return total, trained
+
+
+def _matrices(model: "PreTrainedModel") -> Iterator[tuple[str, nn.Module, nn.Parameter, float]]:
+    """All weights that a token may be multiplied by: their module and its path, and the share of tokens that are."""
+    experts, chosen = experts_of(model.config)
     for path, module in model.named_modules():
         if isinstance(module, nn.Embedding):
             continue
         for name, weight in module.named_parameters(recurse=False):
             if weight.ndim in (2, 3) and not name.endswith("bias"):  # experts have rows of biases
-                count = weight.numel() * (chosen / experts if "experts" in f"{path}.{name}".split(".") else 1.0)
-                total += count
-                trained += count * weight.requires_grad
-    return total, trained
+                yield path, module, weight, chosen / experts if "experts" in f"{path}.{name}".split(".") else 1.0
 
 
 def attention_flops(config: Any, length: int, *, causal: bool = True) -> float:

@@ -58,16 +58,20 @@ class Launch:
 
     def command(self, words: Sequence[str]) -> list[str]:
         """The words that start the run on a machine; of several, each is told its number by the environment."""
-        processes = self.nodes * self.gpus_per_node
-        config, alone = self.file, processes == 1
+        processes, config = self.nodes * self.gpus_per_node, self.file
         given = ["accelerate", "launch", "--config_file", str(config), "--num_processes", str(processes)]
-        if alone and config == FOLDER / "ddp.yaml":  # nothing to average; accelerate refuses multi-GPU of one
+        if self._is_plain:  # accelerate refuses multi-GPU of one
             given = ["accelerate", "launch", "--num_processes", "1", "--num_machines", "1"]
             given += ["--mixed_precision", "no", "--dynamo_backend", "no"]
         elif self.nodes > 1:
             given += ["--num_machines", str(self.nodes), "--machine_rank", "$NODE_RANK"]
             given += ["--main_process_ip", "$MAIN_ADDRESS", "--main_process_port", str(_PORT)]
         return [*given, "-m", "gqa.uptrain", *words]
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether there is one process, and nothing to average or to share."""
+        return self.nodes * self.gpus_per_node == 1 and self.file == FOLDER / "ddp.yaml"
 
     def line(self, words: Sequence[str]) -> str:
         """The command for a shell."""
@@ -84,6 +88,8 @@ class Launch:
             raise UserError(f"{self.nodes} nodes can't be started from here; --print-launch shows the line for each")
         _, _, *rest = self.command(words)
         os.environ.setdefault(*_TIME_TO_SAVE)
+        if self._is_plain:  # by itself: accelerate's launcher of one process passes no SIGTERM on
+            os.execv(sys.executable, [sys.executable, "-m", "gqa.uptrain", *words])
         os.execv(sys.executable, [sys.executable, "-m", "accelerate.commands.launch", *rest])
 
 

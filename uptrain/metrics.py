@@ -5,7 +5,7 @@ A step's line has `step` (from 1), `tokens` (so far), `loss` (nats per token, be
 how it went on this machine: `tokens_per_second`, `mfu` (the share of the devices' peak that the model's own operations
 take; see `gqa.uptrain.flops`), `memory_bytes` (the most that this process has held) and `seconds_left`. A validation's
 line has `step`, `tokens`, `validation_loss` and `validation_perplexity`; step 0 is the checkpoint as it came in. There
-the teacher's own, `teacher_loss` and `teacher_perplexity`, may have a line too.
+the teacher's own, `teacher_loss` and `teacher_perplexity`, may have a line too, or, without a teacher, the parent's.
 
 Losses stay on the device until a flush: reading one back would make every step wait for the device.
 """

@@ -21,8 +21,9 @@ from gqa.uptrain.attention_blocks import attention_in_blocks
 from gqa.uptrain.checkpoints import Checkpoints, complete_checkpoints, step_of
 from gqa.uptrain.config import UptrainConfig, as_json
 from gqa.uptrain.exporting import facts_of
-from gqa.uptrain.flops import device_peak, training_flops
+from gqa.uptrain.flops import device_peak, pair_flops, training_flops
 from gqa.uptrain.guard import Guard
+from gqa.uptrain.level import level_of, load_level
 from gqa.uptrain.metrics import Metrics
 from gqa.uptrain.model import autocast_type, on_cpu
 from gqa.uptrain.objective import objective_of
@@ -110,12 +111,14 @@ def _reported(trainer: Trainer) -> Iterator[None]:
 
 def _assemble(setup: Setup, screen: Screen, began: float) -> tuple[Trainer, int]:
     """The trainer, restored if the run goes on, and the step it starts from."""
-    config, plan, run_dir = setup.config, setup.plan, setup.run_dir
+    config, plan, run_dir, parent = setup.config, setup.plan, setup.run_dir, load_level(setup)
     accelerator = _accelerator(config, run_dir)
     if is_zero(accelerator):
         configure(accelerator, config.clip, plan.rows)
         setup.lesson.computes_twice = True  # ZeRO-3 has no weights between a chunk and the backward pass
     autocast = autocast_type(config.precision, accelerator.device)
+    level = level_of(parent, setup, accelerator) if parent is not None else None
+    del parent
     speed = _speed(setup, accelerator, autocast)  # while every weight is whole, which ZeRO-3 leaves none
     learner = _learner(setup, accelerator, autocast)
     groups, given = names_of_groups(*learner), whole(learner[0])
@@ -155,6 +158,7 @@ def _assemble(setup: Setup, screen: Screen, began: float) -> tuple[Trainer, int]
         guard=guard,
         watch=watch,
         screen=screen,
+        level=level,
         report=lambda: write_report(run_dir.path),
         deadline=None if config.seconds is None else began + config.seconds,
     )
@@ -176,12 +180,13 @@ def _learner(
 
 
 def _speed(setup: Setup, accelerator: Accelerator, autocast: torch.dtype | None) -> Speed:
-    """What measures the run; of encoder-decoders operations are not counted."""
-    flops = peak = None
-    if not setup.model.config.is_encoder_decoder:
-        teacher = setup.lesson.teacher.model if setup.lesson.teacher is not None else None
+    """What measures the run."""
+    teacher = setup.lesson.teacher.model if setup.lesson.teacher is not None else None
+    if setup.data.sides is None:
         flops = training_flops(setup.model, setup.plan.sequence_length, teacher)
-        peak = device_peak(accelerator.device, autocast or torch.float32)
+    else:
+        flops = pair_flops(setup.model, *setup.data.sides, teacher) / setup.data.tokens_per_sequence
+    peak = device_peak(accelerator.device, autocast or torch.float32)
     return Speed(accelerator.device, setup.plan.steps, flops, peak and peak * accelerator.num_processes)
 
 
@@ -229,7 +234,8 @@ def _begin(setup: Setup, accelerator: Accelerator) -> Path | None:
     resumed: list[Path | None] = [None]
     if accelerator.is_main_process:
         resumed[0] = run_dir.resumed_from()
-        teacher_is = "parent" if setup.teacher.is_parent_of(setup.checkpoint) else "teacher"
+        is_other = setup.teacher.path is not None and not setup.teacher.is_parent_of(setup.checkpoint)
+        teacher_is = "teacher" if is_other else "parent"
         run_dir.begin(resumed[0], _facts(setup), teacher_is)
     broadcast_object_list(resumed)
     if run_dir.config.trackers:

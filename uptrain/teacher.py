@@ -147,6 +147,17 @@ def _has_tokenizer(path: Path) -> bool:
     return any("token" in item.name for item in path.iterdir())
 
 
+def find_parent(checkpoint: Path, length: int) -> Path | None:
+    """What the checkpoint was converted from, if it is there and can be asked about the model's tokens."""
+    found = _parent(checkpoint)
+    try:
+        if found.path is not None:
+            _check_teacher(found.path, checkpoint, length)
+    except UserError:
+        return None
+    return found.path
+
+
 def load_teacher(path: Path, config: UptrainConfig, dtype: torch.dtype) -> "PreTrainedModel":
     """The teacher in host memory, its weights in `dtype`, which nothing trains.
 

@@ -49,6 +49,9 @@ class Trainer:
     guard: Guard
     watch: Watch
     screen: Screen
+    level: float | None = None
+    """The validation loss of what the model comes from, where the lesson has no teacher to ask."""
+
     deadline: float | None = None
     """When the time is up, on the monotonic clock."""
 
@@ -156,12 +159,13 @@ class Trainer:
 
     def _validate_teacher(self) -> None:
         """What the teacher itself makes of the held-out text: the level that the model is to come back to."""
-        if self.validation is None or self.lesson.teacher is None:
-            return
-        with self.lesson.judging_teacher():
-            loss = self.validation.loss(self.module, self.accelerator)
-        perplexity = self.metrics.add_validation(0, loss, whose="teacher")
-        self.screen.note(f"The teacher: validation loss {loss:.4f}, perplexity {perplexity:.3f}")
+        loss, name = self.level, "teacher" if self.config.offline_teacher else "parent"
+        if self.validation is not None and self.lesson.teacher is not None:
+            with self.lesson.judging_teacher():
+                loss, name = self.validation.loss(self.module, self.accelerator), "teacher"
+        if loss is not None:
+            perplexity = self.metrics.add_validation(0, loss, whose="teacher")
+            self.screen.note(f"The {name}: validation loss {loss:.4f}, perplexity {perplexity:.3f}")
 
 
 def _seed_dropout(*numbers: int) -> None:

@@ -1,17 +1,22 @@
 """Operations, counted from the architecture, held against those that torch counts as they are done."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from gqa.convert.plan import ConvertOptions
+from gqa.convert.rewrite import convert
 from gqa.convert.source import read_config
+from gqa.eval.model import load_model
 from gqa.uptrain import uptrain
-from gqa.uptrain.flops import attention_flops, device_peak, matrix_weights, training_flops
+from gqa.uptrain.flops import attention_flops, device_peak, matrix_weights, pair_flops, training_flops
 from gqa.uptrain.memory import estimate_memory
 from gqa.uptrain.plan import make_plan
 
@@ -58,6 +63,47 @@ def test_torch_counts_the_same(make_checkpoint: Callable[..., Path], family: str
     assert training_flops(model, LENGTH, model) == pytest.approx(6 * weights + 3 * half + teacher)
     model.requires_grad_(False)
     assert training_flops(model, LENGTH) == pytest.approx(4 * weights + 3 * half)
+
+
+SOURCE, TARGET = 24, 10
+
+
+def of_a_pair(model: Any, inputs: dict[str, torch.Tensor], *, backward: bool) -> float:
+    """By torch."""
+    targets = torch.arange(ROWS * TARGET).view(ROWS, TARGET) % 200
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+        logits = model(**inputs, decoder_input_ids=targets, use_cache=False).logits
+        if backward:
+            logits.sum().backward()
+    return counter.get_total_flops() / ROWS
+
+
+@pytest.mark.parametrize("family", ["t5", "bart", "marian", "gqa_t5", "whisper"])
+def test_torch_counts_the_same_of_pairs(make_encoder_decoder, make_whisper, tmp_path: Path, family: str):
+    hears = family == "whisper"
+    checkpoint = make_whisper() if hears else make_encoder_decoder(model_type=family.removeprefix("gqa_"))
+    if family == "gqa_t5":
+        convert(checkpoint, tmp_path / "merged", ConvertOptions(groups=2))
+        checkpoint = tmp_path / "merged"
+    model = load_model(checkpoint, dtype=torch.float32, device="cpu").train()
+    model.set_attn_implementation("eager")
+    inputs, source = {"input_ids": torch.arange(ROWS * SOURCE).view(ROWS, SOURCE) % 200}, SOURCE
+    if hears:
+        source = model.config.max_source_positions
+        inputs = {"input_features": torch.randn(ROWS, model.config.num_mel_bins, 2 * source)}
+    queries = dict(model.named_modules()).items()
+    masked = [module for path, module in queries if re.search(r"decoder.*elf_?[Aa]tt.*\.(q|q_proj)$", path)]
+    assert len(masked) == 2
+    hidden = sum(4 * module.out_features * TARGET * (TARGET - 1) / 2 for module in masked)  # eager computes it, too
+    forward = of_a_pair(model, inputs, backward=False) - hidden
+    both = of_a_pair(model, inputs, backward=True) - 3 * hidden
+    found = pair_flops(model, source, TARGET)
+    assert found == pytest.approx(3 * forward, rel=1e-3)
+    assert pair_flops(model, source, TARGET, model) - found == pytest.approx(forward, rel=1e-3)
+    if not hears:  # whose first convolution passes no gradient on
+        assert found == pytest.approx(both, rel=1e-3)
+    model.requires_grad_(False)
+    assert pair_flops(model, source, TARGET) < found
 
 
 FOUR = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,17 @@ def test_a_launcher_leaves_time_to_save(given: str | None, seconds: str, monkeyp
     Launch(config="fsdp2", gpus_per_node=2).start(WORDS)
     assert started[0][-len(WORDS) :] == WORDS
     assert LaunchConfig(1, 1, 2).shutdown_timeout == int(seconds)  # as torch reads it
+
+
+def test_a_single_process_needs_no_launcher(monkeypatch: pytest.MonkeyPatch):
+    """So that a signal reaches it."""
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, words: started.append(words) or sys.exit())
+    for config in ("ddp", "fsdp2"):
+        with pytest.raises(SystemExit):
+            Launch(config=config, gpus_per_node=1).start(WORDS)
+    assert started[0][1:] == ["-m", "gqa.uptrain", *WORDS]
+    assert started[1][1:4] == ["-m", "accelerate.commands.launch", "--config_file"]
 
 
 def test_the_default_is_ddp():

@@ -198,6 +198,20 @@ def test_operations_are_counted_of_whole_weights(
     assert counted[0] == pytest.approx(counted[1], rel=1e-3)
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", pytest.param("zero3", marks=without_deepspeed)])
+def test_the_parent_is_asked_by_all(
+    strategy: str, child: Path, configured: Configured, flags: list[str], finish, tmp_path: Path
+):
+    """What the child comes from, where it does not teach, before the child itself is placed anywhere."""
+    one = uptrain(configured(checkpoint=str(child), output=tmp_path / "one", max_steps=1, teacher="none"))
+    words = [str(child), *flags[1:], "--max-steps", "1", "--teacher", "none", "--micro-batch-size", "1"]
+    code, said = finish(words, processes=2, patch=STRATEGIES[strategy], folder=tmp_path)
+    assert code == 0, said
+    asked, alone = (read_metrics(run / "metrics.jsonl")[:2] for run in (tmp_path / "out.run", one.run_dir))
+    assert "teacher_loss" in asked[0]
+    agree(asked, alone)
+
+
 def operations(run: Path) -> float:
     """For every token, where MFU is what `PEAK` makes it."""
     line = next(line for line in read_metrics(run / "metrics.jsonl") if "mfu" in line)
