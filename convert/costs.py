@@ -25,7 +25,7 @@ class Costs:
 
     def __init__(self, wide: WideLayer, freedom: Freedom, moments: Moments) -> None:
         self._known: dict[Group, float] = {}
-        self._mapped = freedom.keys in ("free", "scaled")
+        self._mapped = freedom.keys in ("free", "scaled", "turned")
         self.heads, self.head_dim = wide.k.shape[:2]
         turning = 2 * freedom.rotation.pairs
         queries = query_moments(wide, moments)

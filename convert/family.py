@@ -88,6 +88,8 @@ class Family:
     """configuration key that turns the norms on queries and keys on (None: they are always there)"""
     k_norm_default: bool = False
     """whether they are on where the configuration does not say"""
+    k_norm_plain: bool = False
+    """whether that norm is a root mean square without weights, to which only the size of a key matters"""
     k_norm_turns: bool = False
     """whether that norm is only in the layers that rotate"""
     no_rope_key: str | None = None

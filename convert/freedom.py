@@ -20,7 +20,7 @@ class Freedom:
 
     rotation: Rotation
     """keys take a complex number for every rotary pair, and any invertible map of the components that do not rotate"""
-    keys: Literal["free", "scaled", "normed", "clipped"] = "free"
+    keys: Literal["free", "scaled", "turned", "normed", "clipped"] = "free"
     """as in `Limits`"""
     values: Literal["free", "gated", "normed", "fixed"] = "free"
     """as in `Limits`"""

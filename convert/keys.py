@@ -5,7 +5,8 @@ pair, any matrix on the components that do not rotate. The queries undo B_h, so 
 sum_h E[(k_h - B_h W x)^T A_h (k_h - B_h W x)], A_h being the metric of the scores times the weight of the head.
 
 The rotary part is found by `gqa.convert.turning`. The part that does not rotate is the low-rank problem of
-`gqa.convert.algebra`. Terms across the two parts, which rotation averages away, are left out.
+`gqa.convert.algebra`. Terms across the two parts, which rotation averages away, are left out. Where a norm gives keys
+their size, `gqa.convert.sized` has the best one.
 """
 
 from dataclasses import dataclass
@@ -18,10 +19,9 @@ from gqa.convert.freedom import Freedom
 from gqa.convert.moments import Moments
 from gqa.convert.positions import Rotation
 from gqa.convert.scores import over_distances
+from gqa.convert.sized import Sized
 from gqa.convert.turning import Turning
 from gqa.convert.wide import WideLayer
-
-_HALVINGS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,13 @@ def shared_key(group: WideLayer, moments: Moments, freedom: Freedom) -> SharedKe
     metric = _metric(group, moments, freedom.rotation)
     if freedom.keys in ("free", "scaled"):
         return _rescaled(_mapped(group, metric, moments, freedom.rotation), group, moments, freedom.rotation.pairs)
-    w = _as_they_are(group, metric, moments, sized=freedom.keys == "normed")
-    return SharedKey(w=w, maps=torch.eye(len(w), dtype=w.dtype).expand(len(group.k), -1, -1))
+    if freedom.keys == "clipped":  # heads read it as it is: their mean in the metric
+        w = solve(metric.sum(0), (metric @ group.k).sum(0))
+        return SharedKey(w=w, maps=torch.eye(len(w), dtype=w.dtype).expand(len(group.k), -1, -1))
+    stacked = group.k.flatten(0, 1)
+    gram = moments.between(stacked, stacked).unflatten(0, group.k.shape[:2]).unflatten(2, group.k.shape[:2])
+    combination, maps = Sized(gram, metric, freedom.rotation.pairs if freedom.keys == "turned" else 0).best()
+    return SharedKey(w=combination.flatten(1) @ stacked, maps=maps)
 
 
 def _metric(group: WideLayer, moments: Moments, rotation: Rotation) -> Tensor:
@@ -82,35 +87,6 @@ def _mapped(group: WideLayer, metric: Tensor, moments: Moments, rotation: Rotati
         found, maps[:, turning:, turning:] = low_rank(rest, metric[:, turning:, turning:], head_dim - turning)
         combination[turning:, :, turning:] = found.unflatten(1, (heads, -1))
     return SharedKey(w=combination.flatten(1) @ stacked, maps=maps)
-
-
-def _as_they_are(group: WideLayer, metric: Tensor, moments: Moments, *, sized: bool) -> Tensor:
-    """The key that loses least where heads read it as it is: their mean in the metric. [head_dim, in].
-
-    Args:
-        sized: a norm will give it the size that keys have. The best of that size is the mean in the metric plus a
-            multiple of the identity.
-    """
-    total, mean = metric.sum(0), (metric @ group.k).sum(0)
-    if not sized:
-        return solve(total, mean)
-    values, vectors = torch.linalg.eigh(total)
-    mean = vectors.T @ mean
-    energies = (moments.apply(mean) * mean).sum(-1)
-    return vectors @ (mean / _sized(values - values[0], energies, len(values))[:, None])
-
-
-def _sized(values: Tensor, energies: Tensor, wanted: float) -> Tensor:
-    """`values` plus the multiple of the identity at which energies / values^2 add up to `wanted`; all are [d]."""
-    high = (energies.sum() / wanted).sqrt()
-    if not high > 0:
-        return torch.ones_like(values)
-    low = 1e-12 * high
-    for _ in range(_HALVINGS):
-        middle = (low * high).sqrt()
-        too_large = (energies / (values + middle).square()).sum() > wanted
-        low, high = (middle, high) if too_large else (low, middle)
-    return values + high
 
 
 def _rescaled(key: SharedKey, group: WideLayer, moments: Moments, pairs: int) -> SharedKey:

@@ -7,8 +7,10 @@ from typing import Any, Literal
 from gqa.convert.family import Family
 
 _KEY_NORM = "its key norm sees every head in the components it has, so keys are averaged and only values are mapped"
+_KEY_SIZE = "its key norm gives every key one size, so keys are turned onto each other by rotary pairs, not stretched"
 _OUTPUTS = "{} sees every component of what its heads put out, so values are averaged and only their sizes refitted"
 _OUTPUTS_SEEN_BY = {"gated": "a gate", "normed": "a norm"}
+_KEYS = {"normed": _KEY_NORM, "turned": _KEY_SIZE}
 _CLIP = "{} clamps keys and values in the components they have, so both are averaged and only o_proj is refitted"
 
 
@@ -16,9 +18,10 @@ _CLIP = "{} clamps keys and values in the components they have, so both are aver
 class Limits:
     """What may be done to the heads of every layer of a checkpoint."""
 
-    keys: Literal["free", "scaled", "normed", "clipped"] = "free"
+    keys: Literal["free", "scaled", "turned", "normed", "clipped"] = "free"
     """`scaled`: free, but a norm over all heads at once sets the keys' scale, which is then calibrated, not exact;
-    `normed`: a norm of every head sees its components as they are; `clipped`: a clamp does"""
+    `turned`: a norm of every head sees its size, so rotary pairs may turn, each by its angle; `normed`: one sees its
+    components as they are; `clipped`: a clamp does"""
     values: Literal["free", "gated", "normed", "fixed"] = "free"
     """`gated`: a gate multiplies every component, so each can only change its size; `normed`: a norm over all heads
     sees them as they are; `fixed`: a clamp does"""
@@ -31,18 +34,18 @@ def limits_of(family: Family, config: Mapping[str, Any]) -> Limits:
     if family.clip_key and config.get(family.clip_key) is not None:
         return Limits(keys="clipped", values="fixed", reasons=(_CLIP.format(family.clip_key),))
     keys, values, reasons = _keys(family, config), "free", []
-    if keys == "normed":
-        reasons.append(_KEY_NORM)
+    if keys in _KEYS:
+        reasons.append(_KEYS[keys])
     if family.outputs != "plain":
         values = family.outputs
         reasons.append(_OUTPUTS.format(_OUTPUTS_SEEN_BY[values]))
     return Limits(keys=keys, values=values, reasons=tuple(reasons))
 
 
-def _keys(family: Family, config: Mapping[str, Any]) -> Literal["free", "scaled", "normed"]:
+def _keys(family: Family, config: Mapping[str, Any]) -> Literal["free", "scaled", "turned", "normed"]:
     """What the family's key norm leaves of the keys, where the configuration has one."""
     said = config.get(family.k_norm_key) if family.k_norm_key else True
     normed = family.k_norm_default if said is None else bool(said)
     if normed and family.k_norm_scope in ("shared", "per_head"):
-        return "normed"
+        return "turned" if family.k_norm_plain else "normed"
     return "scaled" if family.k_norm_scope == "full_width" else "free"

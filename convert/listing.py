@@ -21,11 +21,12 @@ COLUMNS = ("model type", "checkpoints", "output", "keys", "values")
 LEGEND = (
     "Every method takes every family. Those that rewrite queries and output projections (aligned, lowrank) map keys\n"
     "and values onto each other before they merge; where a norm, a gate or a clamp sees single components, they are\n"
-    "averaged, as mean does. Stock: the output loads with transformers alone; own code: it brings the file of code\n"
+    "averaged, as mean does, and where a norm sees the size alone, turned. Stock: the output loads with transformers\n"
+    "alone; own code: it brings the file of code "
     "that it needs.\n"
 )
 
-_KEYS = {"free": "mapped", "scaled": "mapped", "normed": "averaged", "clipped": "averaged"}
+_KEYS = {"free": "mapped", "scaled": "mapped", "turned": "turned", "normed": "averaged", "clipped": "averaged"}
 _VALUES = {"free": "mapped", "gated": "averaged", "normed": "averaged", "fixed": "averaged"}
 
 
@@ -47,7 +48,8 @@ class Listed:
     methods: list[str]
     """those that apply"""
     keys: str
-    """what the methods that rewrite queries do with keys: `mapped` or `averaged`, and with which setting otherwise"""
+    """what the methods that rewrite queries do with keys: `mapped`, `turned` or `averaged`, and with which setting
+    otherwise"""
     values: str
     """the same of values"""
     reasons: list[str]

@@ -61,7 +61,6 @@ class Turning:
         self.gram, self.metric = gram, metric
         self.heads, self.pairs = len(metric), metric.shape[-1] // 2
         self._flat = gram.flatten(0, 1).flatten(1)  # [k * d, k * d]
-        self._complex_metric = as_complex(metric)
         own = gram.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # [k, d, d]
         self.total = float((metric * own).sum())
 
@@ -113,14 +112,9 @@ class Turning:
 
     def _factors(self, tries: _Tries) -> Tensor:
         """The best factors for a given W: a small linear problem for every head. [tries, k, pairs] complex."""
-        own = as_complex(tries.cross.flatten(2) @ tries.combinations.flatten(2).mT)  # E[(W x) (W x)^T]
-        conjugate, plain = (
-            ours * theirs.conj()[:, None] for ours, theirs in zip(self._complex_metric, own, strict=True)
-        )
-        split = (self.heads, 2, self.pairs)
-        seen = torch.einsum("hifd,njfhd->nhijf", self.metric.view(*split, -1), tries.cross.unflatten(1, split[1:]))
-        right = torch.cat([seen[:, :, 0, 0] + seen[:, :, 1, 1], seen[:, :, 1, 0] - seen[:, :, 0, 1]], dim=-1)
-        real, imaginary = solve(as_real(conjugate, plain), right[..., None])[..., 0].chunk(2, dim=-1)
+        own = tries.cross.flatten(2) @ tries.combinations.flatten(2).mT
+        matrix, right = normal_equations(self.metric, tries.cross, own)
+        real, imaginary = solve(matrix, right[..., None])[..., 0].chunk(2, dim=-1)
         return torch.complex(real, imaginary)
 
     def _starts(self) -> Tensor:
@@ -128,18 +122,43 @@ class Turning:
 
         Of the random ones half are near the first. [tries, k, pairs].
         """
-        conjugate, _ = as_complex(self.gram.transpose(1, 2))
-        keys = conjugate.diagonal(dim1=2, dim2=3).permute(2, 0, 1)  # E[k_h k_g*] of every pair, [pairs, k, k]
-        energy = self.metric.diagonal(dim1=1, dim2=2).view(self.heads, 2, self.pairs).sum(1).T  # [pairs, k]
-        root, _ = root_and_inverse(keys)
-        top = torch.linalg.eigh((root * energy[:, None, :].to(root.dtype)) @ root).eigenvectors[..., -1]
-        alone = (root @ top[..., None])[..., 0].T
+        alone = factors_alone(self.gram, self.metric)
         phases = torch.where(alone.abs() > 0, torch.sgn(alone), 1)
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(_STARTS - 3, *alone.shape, 2, generator=generator, dtype=torch.float64)
         random = torch.view_as_complex(noise)
         known = torch.stack([alone, phases, torch.ones_like(alone)])
         return torch.cat([known, random[::2], alone * (1 + random[1::2])])
+
+
+def factors_alone(gram: Tensor, metric: Tensor) -> Tensor:
+    """The best factors if every frequency were by itself. [k, d, k, d], [k, d, d] -> [k, pairs] complex."""
+    conjugate, _ = as_complex(gram.transpose(1, 2))
+    keys = conjugate.diagonal(dim1=2, dim2=3).permute(2, 0, 1)  # E[k_h k_g*] of every pair, [pairs, k, k]
+    energy = metric.diagonal(dim1=1, dim2=2).unflatten(1, (2, -1)).sum(1).T  # [pairs, k]
+    root, _ = root_and_inverse(keys)
+    top = torch.linalg.eigh((root * energy[:, None, :].to(root.dtype)) @ root).eigenvectors[..., -1]
+    return (root @ top[..., None])[..., 0].T
+
+
+def normal_equations(metric: Tensor, cross: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """What the best factors for a given W solve, real parts before imaginary ones: `matrix @ factors = right`.
+
+    Args:
+        metric: of every head. [k, d, d]
+        cross: E[(W x) k_h^T], of several tries at W. [tries, d, k, d]
+        own: E[(W x) (W x)^T]. [tries, d, d]
+
+    Returns:
+        Matrices [tries, k, d, d] and right sides [tries, k, d].
+    """
+    conjugate, plain = (
+        ours * theirs.conj()[:, None] for ours, theirs in zip(as_complex(metric), as_complex(own), strict=True)
+    )
+    split = (len(metric), 2, metric.shape[-1] // 2)
+    seen = torch.einsum("hifd,njfhd->nhijf", metric.view(*split, -1), cross.unflatten(1, split[1:]))
+    right = torch.cat([seen[:, :, 0, 0] + seen[:, :, 1, 1], seen[:, :, 1, 0] - seen[:, :, 0, 1]], dim=-1)
+    return as_real(conjugate, plain), right
 
 
 def _turned(matrices: Tensor, factors: Tensor) -> Tensor:

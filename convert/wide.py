@@ -57,7 +57,7 @@ def widened(weights: AttentionWeights, freedom: Freedom, moments: Moments) -> Wi
         assert weights.k_norm is not None
         q = q / _or_one(_size(q, moments).square().mean().sqrt()) * weights.q_norm.double()[..., None]
         k = k / _or_one(_size(k, moments).square().mean().sqrt()) * weights.k_norm.double()[..., None]
-    elif freedom.keys == "normed":
+    elif freedom.keys in ("normed", "turned"):
         q, k = (part / _or_one(_size(part, moments))[:, None, None] for part in (q, k))
     return WideLayer(
         q=q[:, order].unflatten(0, (heads, -1)),
@@ -76,11 +76,13 @@ def narrowed(wide: WideLayer, like: AttentionWeights, freedom: Freedom, moments:
         q, q_norm = _under_norm(q, _with_bias(like.q, like.q_bias), like.q_norm, moments)
         k, k_norm = _under_norm(k, _with_bias(like.k, like.k_bias), like.k_norm, moments)
         weights = replace(weights, q_norm=q_norm, k_norm=k_norm)
-    if freedom.keys == "normed":  # the norm takes the size away, but for its epsilon
+    if freedom.keys in ("normed", "turned"):  # the norm takes the size away, but for its epsilon
         k = k * _by_group(_size(_with_bias(like.k, like.k_bias), moments), len(k)).mean(1)[:, None, None]
         if like.k_norm is not None:
             weights = replace(weights, k_norm=_by_group(like.k_norm.double(), len(k)).mean(1).to(like.k_norm))
-    if freedom.keys in ("free", "scaled"):  # otherwise the queries stay as they are
+    if freedom.keys == "turned":
+        q = q * _size(_with_bias(like.q, like.q_bias), moments)[:, None, None]
+    if freedom.keys in ("free", "scaled", "turned"):  # otherwise the queries stay as they are
         weights = replace(weights, q=q[..., :-1].to(like.q), q_bias=_bias(q, like.q_bias))
     return replace(
         weights,

@@ -6,6 +6,7 @@ FAMILY = Family(
     model_type="llama4_text",
     known_as="Llama 4 Scout and Maverick, their language model on its own",
     k_norm_scope="shared",
+    k_norm_plain=True,
     k_norm_key="use_qk_norm",
     k_norm_default=True,
     rotary="interleaved",

@@ -33,15 +33,12 @@ def _merge_group(group: WideLayer, freedom: Freedom, moments: Moments) -> WideLa
     pairs = freedom.rotation.pairs
     turning, still = group.k[:, : 2 * pairs], group.k[:, 2 * pairs :]
     q, q_still = group.q[:, :, : 2 * pairs], group.q[:, :, 2 * pairs :]
-    if freedom.keys in ("free", "scaled"):
+    if freedom.keys in ("free", "scaled", "turned"):
         turns = _align(turning, moments, _phases)
+        turning, q = turns @ turning, turns[:, None] @ q
+    if freedom.keys in ("free", "scaled"):
         rotations = _align(still, moments, _rotations)
-        turning, still, q, q_still = (
-            turns @ turning,
-            rotations @ still,
-            turns[:, None] @ q,
-            rotations[:, None] @ q_still,
-        )
+        still, q_still = rotations @ still, rotations[:, None] @ q_still
     k = torch.cat([_mean(turning, moments, pairs), _mean(still, moments, 0)])
     values, o = group.v, group.o
     if freedom.values == "free":

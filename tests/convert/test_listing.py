@@ -38,6 +38,8 @@ def test_every_family_says_what_users_know_it_by():
     [
         ("llama", "mapped", "mapped"),
         ("qwen3", "averaged", "mapped"),
+        ("nanochat", "turned", "mapped"),
+        ("llama4_text", "mapped; turned with use_qk_norm", "mapped"),
         ("olmo2", "mapped", "mapped"),
         ("olmo", "mapped; averaged with clip_qkv", "mapped; averaged with clip_qkv"),
         ("cohere", "mapped; averaged with use_qk_norm", "mapped"),

@@ -44,17 +44,23 @@ class FreeMaps:
     def draw(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self._generator, dtype=torch.float64)
 
-    def of_keys(self, rotation: Rotation, heads: int) -> Tensor:
-        """A complex number for each rotary pair, any map of what doesn't rotate. [heads, head_dim, head_dim]."""
+    def of_keys(self, rotation: Rotation, heads: int, *, turned: bool = False) -> Tensor:
+        """A complex number for each rotary pair, any map of what doesn't rotate. [heads, head_dim, head_dim].
+
+        Where keys may be `turned` alone, the numbers are of size one, and what doesn't rotate stays.
+        """
         pairs, head_dim = rotation.pairs, len(rotation.order)
         first, second = rotation.order[:pairs], rotation.order[pairs : 2 * pairs]
         still = rotation.order[2 * pairs :]
         maps = torch.zeros(heads, head_dim, head_dim, dtype=torch.float64)
         for head in maps:
             real, imaginary = self.draw(2, pairs)
+            if turned:
+                real, imaginary = (part / torch.hypot(real, imaginary) for part in (real, imaginary))
             head[first, first] = head[second, second] = real
             head[first, second], head[second, first] = -imaginary, imaginary
-            head[still[:, None], still] = self.draw(len(still), len(still))
+            others = torch.eye(len(still)).double() if turned else self.draw(len(still), len(still))
+            head[still[:, None], still] = others
         return maps
 
     def keys(self, weights: AttentionWeights, maps: Tensor) -> AttentionWeights:
@@ -81,8 +87,9 @@ class FreeMaps:
     def everything(self, weights: AttentionWeights, freedom: Freedom) -> AttentionWeights:
         """Keys and values, as far as they are free."""
         heads, head_dim = weights.num_kv_heads, weights.head_dim
-        if freedom.keys == "free":
-            weights = self.keys(weights, self.of_keys(freedom.rotation, heads))
+        if freedom.keys in ("free", "turned"):
+            maps = self.of_keys(freedom.rotation, heads, turned=freedom.keys == "turned")
+            weights = self.keys(weights, maps)
         if freedom.values == "free":
             weights = self.values(weights, self.draw(heads, head_dim, head_dim))
         return weights

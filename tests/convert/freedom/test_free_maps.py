@@ -45,8 +45,8 @@ def test_free_values(moved, free_maps):
 
 def test_free_keys(moved, free_maps):
     def change(weights, freedom):
-        maps = free_maps.of_keys(freedom.rotation, KV_HEADS)
-        return free_maps.keys(weights, maps) if freedom.keys == "free" else weights
+        maps = free_maps.of_keys(freedom.rotation, KV_HEADS, turned=freedom.keys == "turned")
+        return free_maps.keys(weights, maps) if freedom.keys in ("free", "turned") else weights
 
     assert moved(change) < NOTHING_TO_SEE
 

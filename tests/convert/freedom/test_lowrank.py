@@ -100,6 +100,20 @@ def test_heads_in_disguise_are_found_and_merge_without_loss(free_maps, rotation,
         torch.testing.assert_close(after, before, rtol=0, atol=1e-7 * float(before.abs().max()))
 
 
+def test_turned_heads_that_a_norm_sizes_are_found_and_merge_without_loss(free_maps, rotation):
+    """Whatever their sizes, which the norm takes away."""
+    freedom, copy_of = Freedom(rotation=rotation, keys="turned"), torch.tensor([0, 1, 1, 0])
+    moments = dense(free_maps)
+    weights = disguised(layer(free_maps, 4), copy_of, free_maps, freedom)
+    sizes = torch.tensor([0.1, 1.0, 30.0, 10.0], dtype=torch.float64).view(-1, 1, 1)
+    weights = replace(weights, k=weights.k * sizes, k_bias=weights.k_bias * sizes[..., 0])
+    order = similar_order(weights, 2, freedom, moments)
+    assert order == [0, 3, 1, 2]
+    grouped = weights.reordered(order)
+    merged = method_for("lowrank")(grouped, Merge(groups=2, layer=0, freedom=freedom, moments=moments))
+    assert damage(grouped, merged, freedom, moments).total < NOTHING
+
+
 def test_heads_of_very_different_sizes_are_still_found_the_same(free_maps, rotation):
     freedom, moments, copy_of = Freedom(rotation=rotation), Moments.unit(HIDDEN), torch.tensor([0, 1, 1, 0])
     weights = disguised(layer(free_maps, 4), copy_of, free_maps, freedom)
