@@ -22,8 +22,7 @@ LEGEND = (
     "Every method takes every family. Those that rewrite queries and output projections (aligned, lowrank) map keys\n"
     "and values onto each other before they merge; where a norm, a gate or a clamp sees single components, they are\n"
     "averaged, as mean does, and where a norm sees the size alone, turned. Stock: the output loads with transformers\n"
-    "alone; own code: it brings the file of code "
-    "that it needs.\n"
+    "alone; own code: it brings the file of code that it needs.\n"
 )
 
 _KEYS = {"free": "mapped", "scaled": "mapped", "turned": "turned", "normed": "averaged", "clipped": "averaged"}
