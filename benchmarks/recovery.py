@@ -9,8 +9,9 @@ that was stopped goes on behind them. Run it as
     python benchmarks/recovery.py ... --found --plot benchmarks/recovery.svg
 
 Plan `compare`: {mean, lowrank} x {cross-entropy, KL}, at half, a quarter and one of the heads; three orders of the data
-at one head. Plan `paper`: mean, first and random at one head (Figure 4, which is of MQA), and mean at a quarter and at
-one after 0, 5 and 10% of the pretraining's tokens (Figure 5), by cross-entropy as there.
+at one head. Plan `fitted`: KL behind a layerwise fit on 65,536 tokens of the same text, at as many heads each. Plan
+`paper`: mean, first and random at one head (Figure 4, which is of MQA), and mean at a quarter and at one after 0, 5 and
+10% of the pretraining's tokens (Figure 5), by cross-entropy as there.
 """
 
 import json
@@ -25,6 +26,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from gqa.convert.calibration import CalibrationOptions
+from gqa.convert.layerfit import FitOptions
 from gqa.convert.plan import ConvertOptions
 from gqa.convert.pretrained import quiet_transformers
 from gqa.convert.rewrite import convert
@@ -32,6 +35,7 @@ from gqa.eval.evaluate import evaluate
 from gqa.eval.options import EvalOptions
 from gqa.uptrain import UptrainConfig, uptrain
 
+FITTED, FIT_TOKENS = "lowrank and fit", 65_536
 CLOSED = (0.90, 0.95, 0.99)
 LOOKS = 10
 
@@ -84,7 +88,12 @@ def paper(heads: int, _: int) -> Iterator[Case]:
     yield from (Case(method=method, groups=1) for method in ("first", "random"))
 
 
-PLANS = {"compare": compare, "paper": paper}
+def fitted(heads: int, _: int) -> Iterator[Case]:
+    """What is left to win behind a fit."""
+    yield from (Case(method=FITTED, groups=groups, learns_from="parent") for groups in (heads // 4, 1, heads // 2))
+
+
+PLANS = {"compare": compare, "fitted": fitted, "paper": paper}
 
 
 def known(found: dict[str, Any]) -> Iterator[Case]:
@@ -98,13 +107,21 @@ def held_out_loss(setting: Setting, checkpoint: Path) -> float:
     return evaluate([checkpoint], options).rows[0].nll.value
 
 
+def conversion(setting: Setting, case: Case) -> ConvertOptions:
+    """How a run's checkpoint is made."""
+    if case.method != FITTED:
+        return ConvertOptions(groups=case.groups, method=case.method, seed=case.seed, dtype="float32")
+    text = CalibrationOptions(data=setting.data, tokens=FIT_TOKENS, sequence_length=setting.window, seed=case.seed)
+    fit = FitOptions(seed=case.seed)
+    return ConvertOptions(groups=case.groups, method="lowrank", calibration=text, fit=fit, dtype="float32")
+
+
 def measure(setting: Setting, case: Case) -> dict[str, Any]:
     """Convert, train, and judge: the loss by gqa-eval before and after, and that of the validations on the way."""
     steps = round(case.alpha * setting.pretraining_tokens / setting.batch_tokens)
     with tempfile.TemporaryDirectory(prefix="recovery-") as name:
         converted, trained = Path(name) / "converted", Path(name) / "trained"
-        options = ConvertOptions(groups=case.groups, method=case.method, seed=case.seed, dtype="float32")
-        convert(setting.checkpoint, converted, options)
+        convert(setting.checkpoint, converted, conversion(setting, case))
         before, began = held_out_loss(setting, converted), time.monotonic()
         result = uptrain(
             UptrainConfig(
@@ -227,7 +244,7 @@ def main(
     data: Annotated[str, typer.Option(help="Text to train on.")],
     held_out: Annotated[str, typer.Option(help="Text to judge by.")],
     pretraining_tokens: Annotated[int, typer.Option(help="What the checkpoint was trained on.")],
-    plan: Annotated[str, typer.Option(help="compare or paper.")] = "compare",
+    plan: Annotated[str, typer.Option(help="compare, fitted or paper.")] = "compare",
     results: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("runs/recovery.jsonl"),
     alpha: Annotated[
         float | None, typer.Option(help="Another share of the pretraining in place of every 0.05.")
@@ -237,6 +254,7 @@ def main(
     batch_tokens: int = 2048,
     rate: Annotated[float, typer.Option(help="Peak learning rate where weights are averaged or left out.")] = 1e-3,
     rate_lowrank: Annotated[float, typer.Option(help="The same after a low-rank merge.")] = 3e-4,
+    rate_fitted: Annotated[float, typer.Option(help="The same after a fit.")] = 1e-4,
     compile_model: Annotated[bool, typer.Option("--compile", help="Compile the models.")] = False,
     only_found: Annotated[
         bool, typer.Option("--found", help="Measure nothing: show all that the results hold, of any plan.")
@@ -252,7 +270,7 @@ def main(
         window=window,
         pretraining_tokens=pretraining_tokens,
         batch_tokens=batch_tokens,
-        learning_rate={"mean": rate, "lowrank": rate_lowrank},
+        learning_rate={"mean": rate, "lowrank": rate_lowrank, FITTED: rate_fitted},
         training={"compile": compile_model, "validation_tokens": 40_960},
     )
     heads = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["num_attention_heads"]
