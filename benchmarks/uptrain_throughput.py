@@ -141,7 +141,7 @@ def by_trainer(config: UptrainConfig, device: str) -> Timing:
         train_sampling_strategy="sequential",
         dataloader_pin_memory=device != "cpu",
     )
-    optimizer = build_optimizer(setup.model, config, torch.device(device), setup.trained.kv)
+    optimizer = build_optimizer(setup.model, config, torch.device(device), setup.trained)
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate
     Trainer(

@@ -161,6 +161,14 @@ def _fused_parts(family: Family, heads: list[int], fused: Tensor) -> list[Tensor
     return [block.flatten(0, 1) for block in blocks]  # [groups, rows of each, ...] -> [rows, ...]
 
 
+def rows_of_kv(family: Family, shape: HeadShape) -> Tensor:
+    """Which rows of the fused matrix (and bias) are of keys and values. [rows] bool."""
+    heads = [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads]
+    rows = torch.arange(sum(heads) * shape.head_dim)
+    _, *theirs = _fused_parts(family, heads, rows)
+    return torch.isin(rows, torch.cat(theirs))
+
+
 def _write_fused(family: Family, new: AttentionWeights) -> dict[str, Tensor]:
     changed = {f"{family.fused_qkv}.weight": _fuse(family, new.q, new.k, new.v)}
     if new.q_bias is not None and new.k_bias is not None and new.v_bias is not None:

@@ -67,7 +67,8 @@ class LearningOptions:
     """What is trained: everything, the attention of every layer, or only keys and values; the rest stays as it is."""
 
     kv_lr_multiplier: float = 1.0
-    """Keys and values learn at so many times the learning rate."""
+    """Keys and values learn at so many times the learning rate; where q, k and v are one tensor, as in Phi-3, only with
+    --train kv."""
 
     freeze_embeddings: bool = False
     """Leave the token embeddings as they are, and with them the output projection where that is the same tensor."""

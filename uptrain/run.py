@@ -31,6 +31,7 @@ from gqa.uptrain.oom import memory_errors, must_estimate, tried_rows
 from gqa.uptrain.optimizer import build_optimizer
 from gqa.uptrain.prepare import Setup, prepare
 from gqa.uptrain.report import write_report
+from gqa.uptrain.rows import partly_trained, rows_by_group
 from gqa.uptrain.rundir import RunDir
 from gqa.uptrain.saved import SavedWeights
 from gqa.uptrain.screen import Screen
@@ -114,6 +115,11 @@ def _assemble(setup: Setup, screen: Screen, began: float) -> tuple[Trainer, int]
     config, plan, run_dir, parent = setup.config, setup.plan, setup.run_dir, load_level(setup)
     accelerator = _accelerator(config, run_dir)
     if is_zero(accelerator):
+        if setup.trained.rows:
+            raise UserError(
+                f"{config.checkpoint} keeps q, k and v in one tensor, whose rows DeepSpeed trains all; take train = "
+                "attention, or fsdp2"
+            )
         configure(accelerator, config.clip, plan.rows)
         setup.lesson.computes_twice = True  # ZeRO-3 has no weights between a chunk and the backward pass
     autocast = autocast_type(config.precision, accelerator.device)
@@ -122,6 +128,7 @@ def _assemble(setup: Setup, screen: Screen, began: float) -> tuple[Trainer, int]
     speed = _speed(setup, accelerator, autocast)  # while every weight is whole, which ZeRO-3 leaves none
     learner = _learner(setup, accelerator, autocast)
     groups, given = names_of_groups(*learner), whole(learner[0])
+    rows = rows_by_group(learner[1], setup.trained)
     module, optimizer = accelerator.prepare(*learner)
     spread(module, given)
     del given  # the last that holds them whole
@@ -149,7 +156,11 @@ def _assemble(setup: Setup, screen: Screen, began: float) -> tuple[Trainer, int]
         lesson=setup.lesson,
         optimizer=optimizer,
         stepping=(ZeroStepping if is_zero(accelerator) else Stepping)(
-            accelerator=accelerator, module=module, optimizer=optimizer, clip=config.clip
+            accelerator=accelerator,
+            module=module,
+            optimizer=optimizer,
+            clip=config.clip,
+            partly=partly_trained(optimizer, rows) if setup.trained.rows else (),
         ),
         samples=samples,
         validation=setup.data.validation and replace(setup.data.validation, rows=plan.rows),
@@ -176,7 +187,7 @@ def _learner(
     if config.compile:
         for part in setup.lesson.trunks:
             part.compile(dynamic=None if is_pair else False)  # pairs are of many lengths; a decoder's windows of one
-    return objective, build_optimizer(objective, config, accelerator.device, setup.trained.kv)
+    return objective, build_optimizer(objective, config, accelerator.device, setup.trained)
 
 
 def _speed(setup: Setup, accelerator: Accelerator, autocast: torch.dtype | None) -> Speed:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from gqa.uptrain.guard import step_unless
+from gqa.uptrain.rows import PartlyTrained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,9 @@ class Stepping:
     clip: float
     """Largest norm of a step's gradient; 0: whatever it is."""
 
+    partly: tuple[PartlyTrained, ...] = ()
+    """Parameters of which only some rows are trained."""
+
     def part(self, *, is_last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of one of a step's micro-batches; processes meet in the last."""
         return nullcontext() if is_last else self.accelerator.no_sync(self.module)
@@ -32,11 +36,15 @@ class Stepping:
 
     def clipped_norm(self) -> torch.Tensor:
         """The norm of the step's gradient, which is clipped by then."""
+        for item in self.partly:
+            item.clear_gradient()
         norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.clip or inf)
         assert norm is not None
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def step_unless(self, left_out: torch.Tensor) -> None:
         """Step unless `left_out` is 1.0, and forget the gradient."""
+        for item in self.partly:
+            item.decay_unless(left_out)
         step_unless(left_out, self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)

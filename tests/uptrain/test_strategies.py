@@ -218,6 +218,32 @@ def operations(run: Path) -> float:
     return line["mfu"] / line["tokens_per_second"]
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_rows_of_one_tensor_are_trained_by_all(
+    strategy: str, make_checkpoint, configured: Configured, flags: list[str], finish, metrics_of, tmp_path: Path
+):
+    """Keys and values where queries stand in the same tensor, and stay."""
+    rope = {"rope_theta": 5000.0, "rope_type": "default"}
+    fused = make_checkpoint("phi3", num_key_value_heads=2, rope_parameters=rope)
+    one = uptrain(configured(checkpoint=str(fused), output=tmp_path / "one", train="kv", weight_decay=0.5))
+    words = [str(fused), *flags[1:], "--train", "kv", "--weight-decay", "0.5", "--micro-batch-size", "1"]
+    code, said = finish(words, processes=2, patch=STRATEGIES[strategy], folder=tmp_path)
+    assert code == 0, said
+    agree(metrics_of(tmp_path / "out.run"), metrics_of(one.run_dir))
+    equal_weights(tmp_path / "out", one.output)
+    name = "model.layers.1.self_attn.qkv_proj.weight"
+    before, after = (load_file(path / "model.safetensors")[name] for path in (fused, tmp_path / "out"))
+    assert torch.equal(before[:32], after[:32])
+    assert not torch.equal(before, after)
+
+
+@without_deepspeed
+def test_rows_of_one_tensor_are_not_for_deepspeed(make_checkpoint, flags: list[str], finish, tmp_path: Path):
+    fused = make_checkpoint("phi3", rope_parameters={"rope_theta": 5000.0, "rope_type": "default"})
+    code, said = finish([str(fused), *flags[1:], "--train", "kv"], processes=2, patch=ZERO, folder=tmp_path)
+    assert (code, "whose rows DeepSpeed trains all" in said) == (1, True), said
+
+
 def export(saved: Path, output: Path) -> Path:
     result = CliRunner().invoke(export_app, [str(saved), "-o", str(output)])
     assert result.exit_code == 0, result.output

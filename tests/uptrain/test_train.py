@@ -21,6 +21,7 @@ from gqa.uptrain.optimizer import build_optimizer
 from gqa.uptrain.schedule import learning_rate
 from gqa.uptrain.tokenise import Text
 from gqa.uptrain.tokens import TokenStore, open_stores
+from gqa.uptrain.trained import Trained
 
 Configured = Callable[..., UptrainConfig]
 
@@ -160,7 +161,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoints(
 
 def test_only_matrices_decay(checkpoint: Path, configured: Configured):
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
-    optimizer = build_optimizer(model, configured(weight_decay=0.3), torch.device("cpu"))
+    optimizer = build_optimizer(model, configured(weight_decay=0.3), torch.device("cpu"), Trained(words="all"))
     decay = {id(item): group["weight_decay"] for group in optimizer.param_groups for item in group["params"]}
     assert {name: decay[id(item)] for name, item in model.named_parameters()} == {
         name: 0.0 if "norm" in name else 0.3 for name, _ in model.named_parameters()

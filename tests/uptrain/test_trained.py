@@ -1,15 +1,19 @@
 """What is trained: exactly the parameters asked for move, the rest stays to the bit, and rates differ as asked."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from gqa.convert.errors import UserError
+from gqa.convert.family import HeadShape, all_families
+from gqa.convert.layout import read_layer, rows_of_kv
 from gqa.convert.plan import ConvertOptions
 from gqa.convert.rewrite import convert
 from gqa.eval.model import load_model
@@ -99,22 +103,103 @@ def test_of_an_encoder_decoder_all_its_attentions(make_encoder_decoder, configur
 def test_rates_are_of_groups_that_others_lack(configured, checkpoint: Path):
     """A run that was started before there were such groups is resumed with the groups that it had."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
-    plain = build_optimizer(model, configured(), torch.device("cpu"))
+    plain = build_optimizer(model, configured(), torch.device("cpu"), choose_trained(model, checkpoint, configured()))
     assert all("lr_multiplier" not in group for group in plain.param_groups)
     trained = choose_trained(model, checkpoint, configured(kv_lr_multiplier=2.0))
-    rated = build_optimizer(model, configured(kv_lr_multiplier=2.0), torch.device("cpu"), trained.kv)
+    rated = build_optimizer(model, configured(kv_lr_multiplier=2.0), torch.device("cpu"), trained)
     assert [group.get("lr_multiplier") for group in rated.param_groups] == [None, None, 2.0]
     assert sum(len(group["params"]) for group in rated.param_groups) == len(list(model.parameters()))
 
 
+PHI3 = {"rope_parameters": {"rope_theta": 5000.0, "rope_type": "default"}, "num_key_value_heads": 2}
+
+
+def unfused(phi3: Path, folder: Path) -> Path:
+    """The Llama that computes what a Phi-3 does: the rows of its fused matrices as matrices of their own."""
+    config = AutoConfig.from_pretrained(phi3)
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    more = ("num_key_value_heads", "rope_parameters", "rms_norm_eps", "eos_token_id", "bos_token_id")
+    llama = LlamaForCausalLM(LlamaConfig(**{name: getattr(config, name) for name in (*names, *more)}))
+    queries, keys = config.hidden_size, config.hidden_size // 2
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(phi3 / "model.safetensors").items():
+        prefix, fused, _ = name.partition("qkv_proj")
+        if fused:
+            parts = tensor.split([queries, keys, keys])
+            tensors |= {f"{prefix}{part}_proj.weight": rows for part, rows in zip("qkv", parts, strict=True)}
+        elif "gate_up_proj" in name:
+            for part, rows in zip(("gate_proj", "up_proj"), tensor.chunk(2), strict=True):
+                tensors[name.replace("gate_up_proj", part)] = rows
+        else:
+            tensors[name] = tensor
+    llama.load_state_dict(tensors)
+    llama.save_pretrained(folder)
+    for file in phi3.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return folder
+
+
+@pytest.mark.parametrize("more", [{}, {"kv_lr_multiplier": 3.0}], ids=str)
+def test_rows_of_one_tensor_are_trained_as_tensors_of_their_own(make_checkpoint, configured, tmp_path: Path, more):
+    """Keys and values move as Llama's do, decay included, and queries not by a bit."""
+    fused = make_checkpoint("phi3", **PHI3)
+    changes = {"train": "kv", "weight_decay": 0.5, "learning_rate": 1e-2, **more}
+    ours = uptrain(configured(checkpoint=str(fused), output=tmp_path / "fused", **changes))
+    theirs = uptrain(configured(checkpoint=str(unfused(fused, tmp_path / "llama")), output=tmp_path / "out", **changes))
+    assert moved(fused, ours.output) == {f"model.layers.{layer}.self_attn.qkv_proj.weight" for layer in range(2)}
+    old, new, expected = (load_file(path / "model.safetensors") for path in (fused, ours.output, theirs.output))
+    for layer in range(2):
+        prefix = f"model.layers.{layer}.self_attn."
+        was, now = old[f"{prefix}qkv_proj.weight"], new[f"{prefix}qkv_proj.weight"]
+        assert torch.equal(was[:32], now[:32])
+        found = torch.cat([expected[f"{prefix}{part}_proj.weight"] for part in "kv"])
+        assert (found - was[32:]).abs().max() > 1e-3
+        torch.testing.assert_close(now[32:], found, rtol=1e-4, atol=1e-5)
+
+
+def test_partly_trained_tensors_resume(make_checkpoint, configured, metrics_of, tmp_path: Path):
+    fused = make_checkpoint("phi3", **PHI3)
+    config = configured(checkpoint=str(fused), train="kv")
+    whole = uptrain(config)
+    lines, weights = metrics_of(whole.run_dir), (whole.output / "model.safetensors").read_bytes()
+    again = uptrain(replace(config, resume=str(whole.run_dir / "checkpoints" / "step-4"), overwrite=True))
+    assert metrics_of(again.run_dir) == lines
+    assert (again.output / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("name", ["falcon", "phi3", "gpt_bigcode"])
+def test_rows_are_those_that_conversion_reads(name: str):
+    """One matrix for all, or a block for every KV head."""
+    family = all_families()[name]
+    shape = HeadShape(num_layers=1, num_heads=6, num_kv_heads=3, head_dim=4, hidden_size=5)
+    fused = torch.arange(12.0 * 4)[:, None].expand(-1, 5)
+    layer = {f"{family.fused_qkv}.weight": fused, f"{family.o}.weight": torch.zeros(5, 24)}
+    read = read_layer(family, shape, layer)
+    assert fused[rows_of_kv(family, shape), 0].tolist() == sorted(
+        [*read.k[..., 0].flatten(), *read.v[..., 0].flatten()]
+    )
+    assert sorted(fused[~rows_of_kv(family, shape), 0].tolist()) == sorted(read.q[..., 0].flatten())
+
+
 def test_what_cannot_be_told_apart_is_refused(make_checkpoint, configured):
-    fused = make_checkpoint("phi3", rope_parameters={"rope_theta": 5000.0, "rope_type": "default"})
+    fused = make_checkpoint("phi3", **PHI3)
     unknown = make_checkpoint("gpt_neox")
     for path, changes, said in (
-        (fused, {"train": "kv"}, "phi3 keeps q, k and v in one tensor"),
-        (fused, {"kv_lr_multiplier": 2.0}, "phi3 keeps q, k and v in one tensor"),
+        (fused, {"kv_lr_multiplier": 2.0}, "keeps q, k and v in one tensor, which has one learning rate"),
         (unknown, {"train": "attention"}, "gpt_neox, whose attention gqa does not know by name"),
     ):
         with pytest.raises(UserError, match=said):
             uptrain(configured(checkpoint=str(path), **changes))
     assert uptrain(configured(checkpoint=str(fused), train="attention", max_steps=1)).steps == 1
+
+
+def test_a_class_with_names_of_its_own(make_checkpoint, configured):
+    """Sarvam's files hold one matrix, and its class three."""
+    sizes = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "head_dim": 8}
+    path = make_checkpoint("sarvam_moe", **sizes)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    trained = choose_trained(model, path, configured(train="kv"))
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert names
+    assert {name.split(".")[-2] for name in names} == {"k_proj", "v_proj"}
+    assert not trained.rows
