@@ -154,6 +154,7 @@ def _launch(
 def _uptrain(config: UptrainConfig, *, as_json: bool) -> None:
     from gqa.convert.pretrained import quiet_transformers
     from gqa.convert.provenance import read_stages
+    from gqa.convert.push.lineage import since_original
     from gqa.eval.processes import leave_processes, speaks
     from gqa.uptrain.run import run
 
@@ -167,7 +168,7 @@ def _uptrain(config: UptrainConfig, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(asdict(result), default=str))
     elif not config.quiet:
-        original = read_stages(result.output)[0]["source"]["path"]
+        original = since_original(read_stages(result.output))[0]["source"]["path"]
         typer.echo(f"Next:\n  gqa-eval {original} {result.output} --data TEXT -o report", err=True)
         typer.echo(f"  gqa-push {result.output} ORG/NAME --dry-run", err=True)
 

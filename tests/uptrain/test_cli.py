@@ -10,6 +10,8 @@ from accelerate import Accelerator
 from clock import without_clock
 from typer.testing import CliRunner
 
+from gqa.convert.plan import ConvertOptions
+from gqa.convert.rewrite import convert
 from gqa.uptrain import uptrain
 from gqa.uptrain.cli import app
 from gqa.uptrain.config import UptrainConfig
@@ -117,3 +119,13 @@ def test_a_tracker_gets_every_line(configured, metrics_of, monkeypatch):
     assert [without_clock(line) for line in logged] == metrics_of(result.run_dir)
     assert started[0]["learning_rate"] == 1e-2
     assert {type(value) for value in started[0].values()} <= {bool, int, float, str}
+
+
+def test_what_comes_next_names_what_was_converted(configured, flags: list[str], tmp_path: Path):
+    """Not what that had been trained from, long before."""
+    trained = uptrain(configured(max_steps=1, output=tmp_path / "trained")).output
+    convert(trained, tmp_path / "child", ConvertOptions(groups=1))
+    words = [str(tmp_path / "child"), *flags[1:], "--max-steps", "1", "--output", str(tmp_path / "again")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert f"gqa-eval {trained} {tmp_path / 'again'} " in result.stderr
