@@ -2,7 +2,8 @@
 
 torch's kernel for CPUs computes with every key that a mask hides, too, and the masks of packed documents and of windows
 hide more than half of them. What is computed of the rest is transformers' own sdpa attention. It is left to itself
-where there is no mask: what causality alone hides the kernel leaves out already.
+where there is no mask: what causality alone hides the kernel leaves out already. What is compiled stops for it, which
+costs less than the hidden keys do.
 """
 
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ def attention_in_blocks(device: torch.device) -> Iterator[None]:
     if device.type != "cpu":
         yield
         return
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = sdpa_in_blocks
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = torch.compiler.disable(sdpa_in_blocks)
     try:
         yield
     finally:
@@ -60,8 +61,6 @@ def _gains(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor, how: dict
     """Whether the mask says who sees whom, [rows or 1, 1, length, length], and there is more than a block."""
     length = query.shape[2]
     if length <= BLOCK or length != key.shape[2] or how.get("position_bias") is not None:
-        return False
-    if torch.compiler.is_compiling():
         return False
     return mask.dtype == torch.bool and mask.ndim == 4 and mask.shape[1:] == (1, length, length)
 

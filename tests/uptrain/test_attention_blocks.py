@@ -1,5 +1,7 @@
 """Attention by blocks, against transformers' own over the whole mask."""
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,23 @@ def test_keys_that_a_block_does_not_see_are_left_out(make_checkpoint: Callable[.
         positions = torch.cat([torch.arange(16), torch.arange(14)])[None]
         model(input_ids=torch.zeros((1, 30), dtype=torch.int64), position_ids=positions, use_cache=False)
     assert keys_seen[1:] == [8, 16, 8, 14]
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own, of what its compiler imports
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # of what it asks
+def test_a_compiled_model_uses_it_too(make_checkpoint: Callable[..., Path], keys_seen: list[int]):
+    model: Any = AutoModelForCausalLM.from_pretrained(make_checkpoint())
+    ids = torch.randint(0, 256, (2, 30), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ids, "position_ids": torch.stack(POSITIONS["several"]), "attention_mask": None}
+    expected = states_and_gradients(model, **inputs)
+    model.model.compile(dynamic=False)
+    with attention_in_blocks(CPU):
+        found = states_and_gradients(model, **inputs)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert len(keys_seen) == 2 * 4 * model.config.num_hidden_layers
+    assert sum(keys_seen) < 30 * len(keys_seen)
 
 
 def test_what_is_not_causal_is_left_alone(make_encoder_decoder: Callable[..., Path], keys_seen: list[int]):
