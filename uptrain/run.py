@@ -115,11 +115,6 @@ def _assemble(setup: Setup, screen: Screen, began: float) -> tuple[Trainer, int]
     config, plan, run_dir, parent = setup.config, setup.plan, setup.run_dir, load_level(setup)
     accelerator = _accelerator(config, run_dir)
     if is_zero(accelerator):
-        if setup.trained.rows:
-            raise UserError(
-                f"{config.checkpoint} keeps q, k and v in one tensor, whose rows DeepSpeed trains all; take train = "
-                "attention, or fsdp2"
-            )
         configure(accelerator, config.clip, plan.rows)
         setup.lesson.computes_twice = True  # ZeRO-3 has no weights between a chunk and the backward pass
     autocast = autocast_type(config.precision, accelerator.device)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 
 from gqa.convert.errors import UserError
@@ -50,6 +51,11 @@ def choose_trained(model: "PreTrainedModel", checkpoint: Path, config: UptrainCo
         for parameter in wanted.values():
             parameter.requires_grad_(True)
         rows = _rows(wanted, checkpoint) if config.train == "kv" else {}
+    if rows and parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise UserError(
+            f"{checkpoint} keeps q, k and v in one tensor, whose rows DeepSpeed trains all; take train = attention, or "
+            "fsdp2"
+        )
     if config.freeze_embeddings:
         words += " but the embeddings" if config.train == "all" else ""
         model.get_input_embeddings().weight.requires_grad_(False)

@@ -237,13 +237,6 @@ def test_rows_of_one_tensor_are_trained_by_all(
     assert not torch.equal(before, after)
 
 
-@without_deepspeed
-def test_rows_of_one_tensor_are_not_for_deepspeed(make_checkpoint, flags: list[str], finish, tmp_path: Path):
-    fused = make_checkpoint("phi3", rope_parameters={"rope_theta": 5000.0, "rope_type": "default"})
-    code, said = finish([str(fused), *flags[1:], "--train", "kv"], processes=2, patch=ZERO, folder=tmp_path)
-    assert (code, "whose rows DeepSpeed trains all" in said) == (1, True), said
-
-
 def export(saved: Path, output: Path) -> Path:
     result = CliRunner().invoke(export_app, [str(saved), "-o", str(output)])
     assert result.exit_code == 0, result.output

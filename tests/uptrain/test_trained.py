@@ -193,6 +193,15 @@ def test_what_cannot_be_told_apart_is_refused(make_checkpoint, configured):
     assert uptrain(configured(checkpoint=str(fused), train="attention", max_steps=1)).steps == 1
 
 
+def test_rows_are_not_for_deepspeed(make_checkpoint, configured, monkeypatch: pytest.MonkeyPatch):
+    path = make_checkpoint("phi3", **PHI3)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match="in one tensor, whose rows DeepSpeed trains all"):
+        choose_trained(model, path, configured(train="kv"))
+    choose_trained(model, path, configured(train="attention"))
+
+
 def test_a_class_with_names_of_its_own(make_checkpoint, configured):
     """Sarvam's files hold one matrix, and its class three."""
     sizes = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "head_dim": 8}
