@@ -183,7 +183,7 @@ def table(found: list[tuple[Case, dict[str, Any]]], parent: float, level: float)
 
 def _spread(values: list[float]) -> str:
     mean, half = statistics.mean(values), (max(values) - min(values)) / 2
-    return f"{mean:.4f}" + (f" ± {half:.4f}" if len(values) > 1 else "")
+    return f"{mean:.4f}" + (f" ± {half:.4f}" if half else "")
 
 
 def _middle(tokens: list[float | None]) -> str:
