@@ -36,11 +36,14 @@ def load_level(setup: Setup) -> "PreTrainedModel | None":
         return None
 
 
-def level_of(parent: "PreTrainedModel", setup: Setup, accelerator: Accelerator) -> float | None:
-    """Its mean negative log-likelihood of the held-out tokens in nats; None if it can't be compared with the model."""
-    agreed = [not reads_weights() or _compares(parent, setup)]
-    broadcast_object_list(agreed)  # who has read no weights can't know
-    if not agreed[0]:
+def level_of(parent: "PreTrainedModel | None", setup: Setup, accelerator: Accelerator) -> float | None:
+    """Its mean negative log-likelihood of the held-out tokens in nats; None if it can't be compared with the model.
+
+    All processes call it, whether they have loaded something or not: whoever has read no weights can't know.
+    """
+    agreed = [parent is not None and (not reads_weights() or _compares(parent, setup))]
+    broadcast_object_list(agreed)
+    if parent is None or not agreed[0]:
         return None
     assert setup.data.validation is not None
     place_teacher(parent, accelerator)

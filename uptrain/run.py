@@ -118,7 +118,7 @@ def _assemble(setup: Setup, screen: Screen, began: float) -> tuple[Trainer, int]
         configure(accelerator, config.clip, plan.rows)
         setup.lesson.computes_twice = True  # ZeRO-3 has no weights between a chunk and the backward pass
     autocast = autocast_type(config.precision, accelerator.device)
-    level = level_of(parent, setup, accelerator) if parent is not None else None
+    level = level_of(parent, setup, accelerator)
     del parent
     speed = _speed(setup, accelerator, autocast)  # while every weight is whole, which ZeRO-3 leaves none
     learner = _learner(setup, accelerator, autocast)
