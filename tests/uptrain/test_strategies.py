@@ -212,6 +212,26 @@ def test_the_parent_is_asked_by_all(
     agree(asked, alone)
 
 
+DAMAGED = """
+import gqa.uptrain.level
+from gqa.convert.errors import UserError
+load_teacher = gqa.uptrain.level.load_teacher
+def damaged(*given):
+    if os.environ["RANK"] == "0":
+        raise UserError("damaged")
+    return load_teacher(*given)
+gqa.uptrain.level.load_teacher = damaged
+"""
+"""A parent that can't be read, which only the process that reads can find."""
+
+
+def test_a_parent_that_cannot_be_read_keeps_nobody_waiting(child: Path, flags: list[str], finish, tmp_path: Path):
+    words = [str(child), *flags[1:], "--max-steps", "1", "--teacher", "none", "--micro-batch-size", "1"]
+    code, said = finish(words, processes=2, patch=SHARD + DAMAGED, folder=tmp_path)
+    assert code == 0, said
+    assert all("teacher_loss" not in line for line in read_metrics(tmp_path / "out.run" / "metrics.jsonl"))
+
+
 def operations(run: Path) -> float:
     """For every token, where MFU is what `PEAK` makes it."""
     line = next(line for line in read_metrics(run / "metrics.jsonl") if "mfu" in line)
