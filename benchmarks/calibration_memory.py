@@ -106,7 +106,9 @@ def resident(field: str) -> int:
 
 def matmul_speed(dtype: torch.dtype, width: int, device: str = "cpu") -> float:
     """Operations a second of the best of several square products as wide as the model, for as many rows as a pass."""
-    left, right = (torch.ones(rows, width, dtype=dtype, device=device) for rows in (4096, width))
+    left, right = (
+        torch.ones(rows, width, dtype=dtype, device=device) for rows in (4096 if device == "cpu" else 65536, width)
+    )
     best = 0.0
     for _ in range(10):
         started = time.monotonic()

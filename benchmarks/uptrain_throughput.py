@@ -6,11 +6,11 @@ work. What is timed is the second half of the steps; loading, compiling and savi
 
     python benchmarks/uptrain_throughput.py
     python benchmarks/uptrain_throughput.py --sequence-length 2048 --document-characters 1500    # many in a sequence
-    python benchmarks/uptrain_throughput.py --hidden-size 2048 --layers 16 --sequence-length 4096 --precision bfloat16
     python benchmarks/uptrain_throughput.py --profile        # where the time of gqa-uptrain goes, by operation
+    python benchmarks/uptrain_throughput.py --device cuda --shape 1B --sequence-length 4096 --batch-size 16
 
-FLOPs are counted as for MFU (`gqa.uptrain.flops`); the share is of the speed of one matrix product as wide as the
-model, in the same precision.
+FLOPs are counted as for MFU (`gqa.uptrain.flops`), as if every sequence were one document; the share is of the speed of
+one matrix product as wide as the model, in the same precision, and MFU is of what the device is built for.
 """
 
 import json
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,7 +39,7 @@ from gqa.recipes.demo.scratch import SPECIAL_TOKENS, write_random_checkpoint
 from gqa.uptrain import UptrainConfig, uptrain
 from gqa.uptrain.checkpoints import Checkpoints
 from gqa.uptrain.config import as_json
-from gqa.uptrain.flops import training_flops
+from gqa.uptrain.flops import device_peak, training_flops
 from gqa.uptrain.metrics import read_metrics
 from gqa.uptrain.model import device_of_run
 from gqa.uptrain.optimizer import build_optimizer
@@ -46,6 +47,25 @@ from gqa.uptrain.prepare import prepare
 from gqa.uptrain.screen import Screen
 
 WAYS = ("Trainer", "gqa-uptrain")
+SHAPES: dict[str, dict[str, int]] = {
+    "small": {
+        "vocab_size": 8192,
+        "hidden_size": 256,
+        "intermediate_size": 640,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+    },
+    "1B": {
+        "vocab_size": 32768,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+    },
+}
+"""Models: for a core of a laptop; OLMo 1B, converted to 4 KV heads, with a vocabulary that the text can fill."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +85,7 @@ def config_of(directory: Path, **options: Any) -> UptrainConfig:
         checkpoint=str(directory / "initial"),
         data=str(directory / TRAIN),
         output=directory / "output",
+        run_dir=directory / "run",
         overwrite=True,
         resume="never",
         cache_dir=directory / "tokens",
@@ -81,20 +102,14 @@ def config_of(directory: Path, **options: Any) -> UptrainConfig:
 
 
 def by_uptrain(config: UptrainConfig, device: str) -> Timing:
-    """The command's own loop."""
-    before, peaks = reset_peak(device), list[int]()
-    save = Checkpoints.save
-
-    def note_and_save(*given: Any) -> Path:
-        peaks.append(peak(device))
-        return save(*given)
-
-    with patch.object(Checkpoints, "save", note_and_save):
-        result = uptrain(config)
-    lines = read_metrics(result.run_dir / "metrics.jsonl")
+    """The command's own loop, up to where it would save: that takes longer than these steps."""
+    before = reset_peak(device)
+    with patch.object(Checkpoints, "save", side_effect=SystemExit), suppress(SystemExit):
+        uptrain(config)
+    lines = read_metrics(Path(str(config.run_dir)) / "metrics.jsonl")
     half = len(lines) // 2
     losses = [statistics.mean(line["loss"] for line in part) for part in (lines[:half], lines[half:])]
-    return Timing(tokens_per_second=lines[-1]["tokens_per_second"], peak=peaks[0] - before, losses=losses)
+    return Timing(tokens_per_second=lines[-1]["tokens_per_second"], peak=peak(device) - before, losses=losses)
 
 
 def by_trainer(config: UptrainConfig, device: str) -> Timing:
@@ -158,9 +173,9 @@ def by_trainer(config: UptrainConfig, device: str) -> Timing:
 
 
 def cut(path: Path, characters: int) -> None:
-    """Make many short documents of a file's long ones."""
-    texts = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
-    pieces = (text[start : start + characters] for text in texts for start in range(0, len(text), characters))
+    """Make documents of so many characters of a file's: shorter ones, or all in one."""
+    text = "\n".join(json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines())
+    pieces = (text[start : start + characters] for start in range(0, len(text), characters))
     path.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces), encoding="utf-8")
 
 
@@ -180,7 +195,7 @@ def profile(config: UptrainConfig) -> str:
     on_gpu = device_of_run().type == "cuda"
     activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]
     with torch.profiler.profile(activities=activities) as seen:
-        uptrain(config)
+        by_uptrain(config, "cuda" if on_gpu else "cpu")
     by = f"self_{'device' if on_gpu else 'cpu'}_time_total"
     return seen.key_averages().table(sort_by=by, row_limit=14, max_name_column_width=40)
 
@@ -199,14 +214,11 @@ def measure_here(way: str, device: str) -> None:
 
 
 def main(
-    hidden_size: int = 256,
-    layers: int = 4,
-    heads: int = 8,
-    kv_heads: int = 2,
-    vocabulary: Annotated[int, typer.Option(help="The tokenizer is trained on the text.")] = 8192,
+    shape: Annotated[str, typer.Option(help="small or 1B.")] = "small",
     sequence_length: int = 512,
     document_characters: Annotated[
-        int, typer.Option(help="Documents are cut to so many, as those of most corpora are short; 0: source files.")
+        int,
+        typer.Option(help="Of every document: most corpora's are short, and 1e9 makes one of all; 0: source files."),
     ] = 0,
     batch_size: Annotated[int, typer.Option(help="Sequences a step.")] = 4,
     micro_batch_size: Annotated[int, typer.Option(help="Sequences at once.")] = 2,
@@ -232,16 +244,7 @@ def main(
         if document_characters:
             cut(directory / TRAIN, document_characters)
         (directory / "initial").mkdir()
-        model = LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=hidden_size,
-            intermediate_size=hidden_size * 8 // 3 // 64 * 64,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=kv_heads,
-            max_position_embeddings=sequence_length,
-            **SPECIAL_TOKENS,
-        )
+        model = LlamaConfig(**SHAPES[shape], max_position_embeddings=sequence_length, **SPECIAL_TOKENS)  # pyright: ignore
         write_random_checkpoint(directory / "initial", directory / TRAIN, model)
         config = config_of(
             directory,
@@ -260,13 +263,14 @@ def main(
         for _ in range(repeats):
             for way in WAYS:
                 found[way].append(measured(way, config, device))
-        limit = matmul_speed(getattr(torch, precision), hidden_size, device)
-        Console(width=120).print(table(found, flops_of_a_token(directory / "initial", sequence_length), limit))
+        dtype = getattr(torch, precision)
+        limits = [matmul_speed(dtype, model.hidden_size, device), device_peak(torch.device(device), dtype)]
+        Console(width=120).print(table(found, flops_of_a_token(directory / "initial", sequence_length), limits))
 
 
-def table(found: dict[str, list[Timing]], flops: float, limit: float) -> Table:
+def table(found: dict[str, list[Timing]], flops: float, limits: list[float | None]) -> Table:
     """Medians, and the ratios of runs that stood beside each other."""
-    shown = Table("way", "tokens/s", "ratio", "min-max", "peak memory", "of a matmul's speed", "losses")
+    shown = Table("way", "tokens/s", "ratio", "min-max", "peak memory", "of a matmul's speed", "MFU", "losses")
     baseline = found[WAYS[0]]
     for way, timings in found.items():
         ratios = [
@@ -279,7 +283,7 @@ def table(found: dict[str, list[Timing]], flops: float, limit: float) -> Table:
             f"{statistics.median(ratios):.2f}",
             f"{min(ratios):.2f}-{max(ratios):.2f}",
             mib(statistics.median(timing.peak for timing in timings)),
-            f"{speed * flops / limit:.0%}",
+            *("?" if limit is None else f"{speed * flops / limit:.0%}" for limit in limits),
             ", ".join(f"{loss:.4f}" for loss in timings[0].losses),
         )
     return shown

@@ -2,34 +2,19 @@
 
 torch's kernel for CPUs computes with every key that a mask hides, too, and the masks of packed documents and of windows
 hide more than half of them. What is computed of the rest is transformers' own sdpa attention. It is left to itself
-where there is no mask: what causality alone hides the kernel leaves out already. What is compiled stops for it, which
-costs less than the hidden keys do.
+where there is no mask: what causality alone hides the kernel leaves out already. Where the model is compiled, stopping
+for this costs less than the hidden keys do.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 BLOCK = 128
 """Queries, and the unit in which keys are left out."""
-
-
-@contextmanager
-def attention_in_blocks(device: torch.device) -> Iterator[None]:
-    """While it lasts, models on a CPU that use sdpa use it so."""
-    if device.type != "cpu":
-        yield
-        return
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = torch.compiler.disable(sdpa_in_blocks)
-    try:
-        yield
-    finally:
-        del ALL_ATTENTION_FUNCTIONS["sdpa"]
 
 
 def sdpa_in_blocks(

@@ -12,7 +12,10 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 _ELEMENTS = {"cpu": 1 << 23, "other": 1 << 26}
-"""Logits at a time: 32 MiB in fp32, which caches hold, or what keeps a GPU busy."""
+"""Logits at a time: 32 MiB in fp32, which caches hold, or what keeps most devices busy."""
+
+_SHARE = 1 / 64
+"""Of a GPU's memory, for logits in fp32: the more at a time, the less often the gradient of the head is added up."""
 
 _FEWEST = 256
 """Tokens at a time all the same, up to 2^24 logits: a weight's gradient is added up as often as there are chunks."""
@@ -20,10 +23,11 @@ _FEWEST = 256
 
 def tokens_at_once(vocabulary: int, device: torch.device) -> int:
     """How many tokens have logits at a time."""
-    few = max(
-        _ELEMENTS["cpu" if device.type == "cpu" else "other"] // vocabulary, min(_FEWEST, (1 << 24) // vocabulary)
-    )
-    return max(1, few)
+    if device.type == "cuda":
+        elements = int(_SHARE * torch.cuda.get_device_properties(device).total_memory) // 4
+    else:
+        elements = _ELEMENTS["cpu" if device.type == "cpu" else "other"]
+    return max(1, elements // vocabulary, min(_FEWEST, (1 << 24) // vocabulary))
 
 
 def summed_in_chunks(

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from gqa.convert.errors import UserError
-from gqa.uptrain.attention_blocks import attention_in_blocks
+from gqa.uptrain.attention import packed_attention
 from gqa.uptrain.model import device_of_run, teacher_type
 from gqa.uptrain.objective import objective_of
 from gqa.uptrain.prepare import Setup
@@ -47,7 +47,7 @@ def level_of(parent: "PreTrainedModel | None", setup: Setup, accelerator: Accele
         return None
     assert setup.data.validation is not None
     place_teacher(parent, accelerator)
-    with attention_in_blocks(accelerator.device):
+    with packed_attention(accelerator.device):
         return setup.data.validation.loss(objective_of(parent)(parent, None), accelerator)
 
 

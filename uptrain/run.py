@@ -17,7 +17,7 @@ from gqa.convert.directory import disk_errors
 from gqa.convert.errors import UserError
 from gqa.convert.options import build_options
 from gqa.convert.precision import dtype_name
-from gqa.uptrain.attention_blocks import attention_in_blocks
+from gqa.uptrain.attention import packed_attention
 from gqa.uptrain.checkpoints import Checkpoints, complete_checkpoints, step_of
 from gqa.uptrain.config import UptrainConfig, as_json
 from gqa.uptrain.exporting import facts_of
@@ -83,7 +83,7 @@ def run(config: UptrainConfig) -> UptrainResult:
     with setup.run_dir.locked(), disk_errors(setup.plan.run_dir), memory_errors(config, setup.plan):
         trainer, start = _assemble(setup, screen, began)
         try:
-            with _reported(trainer), attention_in_blocks(trainer.accelerator.device):
+            with _reported(trainer), packed_attention(trainer.accelerator.device):
                 stopped_by = trainer.train(start)
             if stopped_by:
                 raise _stopped(stopped_by, setup.run_dir, screen)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gqa.uptrain import attention_blocks
-from gqa.uptrain.attention_blocks import attention_in_blocks
+from gqa.uptrain.attention import packed_attention
 
 CPU = torch.device("cpu")
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -54,7 +54,7 @@ def test_it_is_the_same_attention(make_checkpoint: Callable[..., Path], model_ty
     ids = torch.randint(0, 256, (2, 30), generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids, "position_ids": torch.stack(POSITIONS[positions]), "attention_mask": None}
     expected = states_and_gradients(model, **inputs)
-    with attention_in_blocks(CPU):
+    with packed_attention(CPU):
         found = states_and_gradients(model, **inputs)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
@@ -68,7 +68,7 @@ def test_it_is_the_same_attention(make_checkpoint: Callable[..., Path], model_ty
 
 def test_keys_that_a_block_does_not_see_are_left_out(make_checkpoint: Callable[..., Path], keys_seen: list[int]):
     model: Any = AutoModelForCausalLM.from_pretrained(make_checkpoint(num_hidden_layers=1))
-    with attention_in_blocks(CPU):
+    with packed_attention(CPU):
         model(input_ids=torch.zeros((1, 30), dtype=torch.int64), use_cache=False)
         assert keys_seen == [30]  # without a mask the kernel is left to itself
         positions = torch.cat([torch.arange(16), torch.arange(14)])[None]
@@ -85,7 +85,7 @@ def test_a_compiled_model_uses_it_too(make_checkpoint: Callable[..., Path], keys
     inputs = {"input_ids": ids, "position_ids": torch.stack(POSITIONS["several"]), "attention_mask": None}
     expected = states_and_gradients(model, **inputs)
     model.model.compile(dynamic=False)
-    with attention_in_blocks(CPU):
+    with packed_attention(CPU):
         found = states_and_gradients(model, **inputs)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
@@ -101,14 +101,14 @@ def test_what_is_not_causal_is_left_alone(make_encoder_decoder: Callable[..., Pa
     mask[1, 12:] = 0
     inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids.flip(1)}
     expected = model(**inputs, use_cache=False).logits
-    with attention_in_blocks(CPU):
+    with packed_attention(CPU):
         torch.testing.assert_close(model(**inputs, use_cache=False).logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_afterwards_and_on_other_devices_all_is_as_before():
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    with attention_in_blocks(torch.device("cuda")):
+    with packed_attention(torch.device("cuda")):
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
-    with attention_in_blocks(CPU):
+    with packed_attention(CPU):
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before

@@ -275,13 +275,19 @@ def equal_weights(one: Path, other: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+@pytest.mark.parametrize(
+    "gpus",
+    [
+        pytest.param(count, marks=pytest.mark.skipif(torch.cuda.device_count() < count, reason=reason))
+        for count, reason in ((1, "no CUDA device"), (2, "fewer than two CUDA devices"))
+    ],
+)
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", pytest.param("zero3", marks=without_deepspeed)])
 def test_gpus_launched_by_name_learn_the_same(
-    name: str, flags: list[str], configured: Configured, metrics_of, tmp_path: Path
+    name: str, gpus: int, flags: list[str], configured: Configured, metrics_of, tmp_path: Path
 ):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(FOLDER / f"{name}.yaml")]
-    command = [*launch, "--num_processes", "2", "-m", "gqa.uptrain", *flags]
+    command = [*launch, "--num_processes", str(gpus), "-m", "gqa.uptrain", *flags]
     settings = {key: value for key, value in os.environ.items() if key != "ACCELERATE_USE_CPU"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=settings)
     assert done.returncode == 0, done.stderr
