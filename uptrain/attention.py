@@ -1,30 +1,83 @@
-"""The sdpa attention of training, where torch's own computes what the masks of packed documents hide."""
+"""The sdpa attention of training: what the masks of packed documents hide is not computed, where there is a way.
+
+Sequences that hold one document each need no mask, and torch's kernels leave out by themselves what causality hides.
+Transformers finds out by looking, which it can't do in a compiled model; so there it is told.
+"""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from unittest.mock import patch
 
 import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import masking_utils
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gqa.uptrain.attention_blocks import sdpa_in_blocks
 from gqa.uptrain.attention_documents import has_flash_attention, sdpa_by_documents
+
+_HOPPER = (9, 0)
+"""The oldest compute capability at which cuDNN's attention is the fastest."""
+
+_PACKS = "find_packed_sequence_indices"
+"""Transformers' function that tells documents apart by their positions, and says None where a sequence holds one."""
+
+
+class _Batch:
+    packs = True
+    """Whether sequences of the batch at hand may hold several documents."""
 
 
 @contextmanager
 def packed_attention(device: torch.device) -> Iterator[None]:
     """While it lasts, models that use sdpa leave out what masks hide, as can be done on this device.
 
-    What is compiled stops for it: masks are looked at, and differ from step to step.
+    What is compiled stops for it where there is a mask: masks are looked at, and differ from step to step.
     """
     if device.type == "cpu":
-        attention = sdpa_in_blocks
+        masked = torch.compiler.disable(sdpa_in_blocks)
     elif has_flash_attention(device):
-        attention = sdpa_by_documents
+        masked = torch.compiler.disable(sdpa_by_documents)
     else:
-        yield
-        return
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = torch.compiler.disable(attention)
+        masked = sdpa_attention_forward
+
+    def attention(module: nn.Module, query: Any, key: Any, value: Any, mask: Any, **how: Any) -> tuple[Any, None]:
+        return (sdpa_attention_forward if mask is None else masked)(module, query, key, value, mask, **how)
+
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = attention
     try:
-        yield
+        with _transformers_told(), _fastest_first(device):
+            yield
     finally:
         del ALL_ATTENTION_FUNCTIONS["sdpa"]
+        _Batch.packs = True
+
+
+def tell_of_packing(position_ids: torch.Tensor) -> None:
+    """Let a compiled model know whether any sequence holds several documents.
+
+    Args:
+        position_ids: [rows, length]
+    """
+    _Batch.packs = bool((position_ids[:, -1] != position_ids.shape[1] - 1).any())
+
+
+@contextmanager
+def _transformers_told() -> Iterator[None]:
+    own = getattr(masking_utils, _PACKS, None)
+    if own is None:
+        yield
+        return
+    with patch.object(masking_utils, _PACKS, lambda position_ids: own(position_ids) if _Batch.packs else None):
+        yield
+
+
+def _fastest_first(device: torch.device) -> Any:
+    """In which order torch tries its kernels."""
+    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < _HOPPER:
+        return nullcontext()
+    order = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+    return sdpa_kernel(list(order), set_priority=True)

@@ -6,7 +6,8 @@ hidden states chunk by chunk.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from math import ceil
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -38,12 +39,23 @@ class Lesson:
         """Of the term that draws attention outputs to the teacher's; whoever trains lets it fall to 0."""
         self.computes_twice = False
         """Whether logits have to be made again in the backward pass; see `summed_in_chunks`."""
+        self.is_compiled = False
+        self._nll = summed_nll
+        self._distance = mixture.summed if mixture is not None else None
         self._judges_teacher = False
 
     @property
     def trunks(self) -> list[nn.Module]:
         """The halves that most of the work is done in."""
         return [half.trunk for half in (self.student, self.teacher) if half is not None]
+
+    def compile(self, **how: Any) -> None:
+        """Compile the trunks, as `torch.compile` is told, and what is done with logits."""
+        for trunk in self.trunks:
+            trunk.compile(**how)
+        self._nll = torch.compile(self._nll)
+        self._distance = torch.compile(self._distance) if self._distance is not None else None
+        self.is_compiled = True
 
     def loss(self, inputs: Inputs, labels: torch.Tensor, *drawn: torch.Tensor) -> torch.Tensor:
         """The sum of the labels' losses in nats: an fp32 scalar.
@@ -86,7 +98,7 @@ class Lesson:
         teacher = self.teacher
         with torch.autocast(labels.device.type, enabled=False):
             hidden = teacher.hidden(**inputs)
-            return self._summed(lambda some, wanted: summed_nll(teacher.logits(some), wanted), hidden, labels)
+            return self._summed(lambda some, wanted: self._nll(teacher.logits(some), wanted), hidden, labels)
 
     def _both(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states of student and teacher, which computes in its own type whatever the student computes in."""
@@ -98,16 +110,17 @@ class Lesson:
 
     def _summed(self, loss: Callable[..., torch.Tensor], *rows: torch.Tensor) -> torch.Tensor:
         hidden, *others = (part.flatten(0, 1) for part in rows)
-        size = tokens_at_once(self.student.vocabulary, hidden.device)
+        most = tokens_at_once(self.student.vocabulary, hidden.device)
+        size = ceil(len(hidden) / ceil(len(hidden) / most))
         weights = self.student.head_parameters
         return summed_in_chunks(loss, size, hidden, *others, weights=weights, twice=self.computes_twice)
 
     def _against_logits(self, hidden: torch.Tensor, taught: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         assert self.teacher is not None
-        assert self.mixture is not None
+        assert self._distance is not None
         with torch.no_grad(), torch.autocast(taught.device.type, enabled=False):
             teacher = self.teacher.logits(taught)
-        return self.mixture.summed(self.student.logits(hidden), teacher, labels)
+        return self._distance(self.student.logits(hidden), teacher, labels)
 
     def _against_draws(
         self, hidden: torch.Tensor, drawn: torch.Tensor, entropy: torch.Tensor, labels: torch.Tensor
@@ -116,4 +129,4 @@ class Lesson:
         return self.mixture.summed_of_draws(self.student.logits(hidden), drawn, entropy, labels)
 
     def _against_labels(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return summed_nll(self.student.logits(hidden), labels)
+        return self._nll(self.student.logits(hidden), labels)

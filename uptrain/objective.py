@@ -12,6 +12,7 @@ from torch import nn
 
 from gqa.convert.pretrained import hears
 from gqa.eval.teacher import decoder_inputs
+from gqa.uptrain.attention import tell_of_packing
 from gqa.uptrain.lesson import Lesson
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class NextTokenLoss(Objective):
         and without a cache.
         """
         input_ids, position_ids, *rest = batch
+        if self.lesson.is_compiled:
+            tell_of_packing(position_ids)
         return {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": None}, *rest
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, masking_utils
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from gqa.uptrain import attention_blocks
-from gqa.uptrain.attention import packed_attention
+from gqa.uptrain import attention, attention_blocks
+from gqa.uptrain.attention import packed_attention, tell_of_packing
 
 CPU = torch.device("cpu")
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -59,7 +59,7 @@ def test_it_is_the_same_attention(make_checkpoint: Callable[..., Path], model_ty
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     if positions == "one document" and model_type == "llama":  # there is no mask
-        assert keys_seen == [30] * model.config.num_hidden_layers
+        assert keys_seen == []
     else:
         assert sum(keys_seen) < 30 * len(keys_seen)
     if positions == "several":
@@ -70,10 +70,10 @@ def test_keys_that_a_block_does_not_see_are_left_out(make_checkpoint: Callable[.
     model: Any = AutoModelForCausalLM.from_pretrained(make_checkpoint(num_hidden_layers=1))
     with packed_attention(CPU):
         model(input_ids=torch.zeros((1, 30), dtype=torch.int64), use_cache=False)
-        assert keys_seen == [30]  # without a mask the kernel is left to itself
+        assert keys_seen == []  # without a mask the kernel is left to itself
         positions = torch.cat([torch.arange(16), torch.arange(14)])[None]
         model(input_ids=torch.zeros((1, 30), dtype=torch.int64), position_ids=positions, use_cache=False)
-    assert keys_seen[1:] == [8, 16, 8, 14]
+    assert keys_seen == [8, 16, 8, 14]
 
 
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
@@ -105,10 +105,12 @@ def test_what_is_not_causal_is_left_alone(make_encoder_decoder: Callable[..., Pa
         torch.testing.assert_close(model(**inputs, use_cache=False).logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_afterwards_and_on_other_devices_all_is_as_before():
-    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    with packed_attention(torch.device("cuda")):
-        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+def test_afterwards_all_is_as_before():
+    before, packs = ALL_ATTENTION_FUNCTIONS["sdpa"], masking_utils.find_packed_sequence_indices
     with packed_attention(CPU):
+        tell_of_packing(torch.arange(3)[None])
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before
+        assert masking_utils.find_packed_sequence_indices is not packs
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+    assert masking_utils.find_packed_sequence_indices is packs
+    assert attention._Batch.packs

@@ -1,5 +1,8 @@
 """Attention by documents, against transformers' own over the whole mask; on a CPU with a loop in the kernel's place."""
 
+import copy
+import os
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -9,10 +12,9 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gqa.uptrain import attention, attention_documents
-from gqa.uptrain.attention import packed_attention
+from gqa.uptrain.attention import packed_attention, tell_of_packing
 from gqa.uptrain.attention_documents import documents_of, sdpa_by_documents
 
 LENGTH = 30
@@ -75,9 +77,13 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     return kernel
 
 
-def states_and_gradients(model: Any, device: str = "cpu", *, autocast: bool = True) -> list[torch.Tensor]:
+def states_and_gradients(
+    model: Any, device: str = "cpu", positions: str = "several", *, autocast: bool = True
+) -> list[torch.Tensor]:
+    inputs = inputs_of(positions, device)
+    tell_of_packing(inputs["position_ids"])
     with torch.autocast(device, torch.bfloat16, enabled=autocast):
-        logits = model(**inputs_of("several", device), use_cache=False).logits
+        logits = model(**inputs, use_cache=False).logits
     return [logits, *torch.autograd.grad(logits.float().square().mean(), list(model.parameters()))]
 
 
@@ -105,22 +111,45 @@ def test_it_is_the_same_attention(make_checkpoint: Callable[..., Path], model_ty
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_gpu_computes_the_same(
-    make_checkpoint: Callable[..., Path], model_type: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+    make_checkpoint: Callable[..., Path],
+    model_type: str,
+    positions: str,
+    compiled: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     model: Any = AutoModelForCausalLM.from_pretrained(make_checkpoint(model_type, **FAMILIES[model_type])).cuda()
-    expected = states_and_gradients(model, "cuda")
-    exact, own, calls = states_and_gradients(model, "cuda", autocast=False), attention_documents.varlen_attn, []
+    expected = states_and_gradients(model, "cuda", positions)
+    exact = states_and_gradients(model, "cuda", positions, autocast=False)
+    own, calls = attention_documents.varlen_attn, []
     assert own is not None, "this torch has no attention for sequences of many lengths"
     monkeypatch.setattr(attention_documents, "varlen_attn", lambda *given, **how: calls.append(1) or own(*given, **how))
     if compiled:
         model.model.compile(dynamic=False)
     with packed_attention(torch.device("cuda")):
-        found = states_and_gradients(model, "cuda")
-    assert len(calls) == model.config.num_hidden_layers
+        found = states_and_gradients(model, "cuda", positions)
+    masked = positions == "several" or model_type != "llama"
+    assert (len(calls) > 0) == masked
     the_same(found, expected)
     the_same(found, exact)
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own, of what its compiler imports
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # of what it asks
+def test_a_compiled_model_is_told_whether_it_needs_a_mask(make_checkpoint: Callable[..., Path], kernel: Kernel):
+    model: Any = AutoModelForCausalLM.from_pretrained(make_checkpoint())
+    plain = copy.deepcopy(model)
+    model.model.compile(dynamic=False)
+    layers = model.config.num_hidden_layers
+    for positions, calls in (("several", layers), ("one document", layers), ("several", 2 * layers)):
+        expected = states_and_gradients(plain, positions=positions)
+        with packed_attention(torch.device("cpu")):
+            found = states_and_gradients(model, positions=positions)
+        the_same(found, expected)
+        assert kernel.calls == calls
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -197,7 +226,11 @@ def test_what_flash_attention_cannot_do_is_left_alone(change: dict[str, Any], sh
     assert (outputs.shape, kernel.calls) == ((1, shape[2], 4, shape[3]), 0)
 
 
-def test_devices_without_it_are_left_alone():
-    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+def test_devices_without_it_are_left_alone(make_checkpoint: Callable[..., Path], kernel: Kernel):
+    model: Any = AutoModelForCausalLM.from_pretrained(make_checkpoint())
+    expected = states_and_gradients(model)
     with packed_attention(torch.device("meta")):
-        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+        found = states_and_gradients(model)
+    assert kernel.calls == 0
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)

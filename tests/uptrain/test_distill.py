@@ -348,6 +348,7 @@ def test_sharded_student_and_teacher_give_the_same_gradients(parent: Path, child
 
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own, of what its compiler imports
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # of what it asks
 def test_compiled_it_learns_the_same(configured: Configured, metrics_of, tmp_path: Path):
     plain, compiled = (
         uptrain(configured(max_steps=3, compile=compiles, output=tmp_path / str(compiles)))
