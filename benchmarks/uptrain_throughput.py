@@ -7,7 +7,7 @@ work. What is timed is the second half of the steps; loading, compiling and savi
     python benchmarks/uptrain_throughput.py
     python benchmarks/uptrain_throughput.py --sequence-length 2048 --document-characters 1500    # many in a sequence
     python benchmarks/uptrain_throughput.py --profile        # where the time of gqa-uptrain goes, by operation
-    python benchmarks/uptrain_throughput.py --device cuda --shape 1B --sequence-length 4096 --batch-size 16
+    python benchmarks/uptrain_throughput.py --device cuda --precision bfloat16 --shape 1B --sequence-length 4096
 
 FLOPs are counted as for MFU (`gqa.uptrain.flops`), as if every sequence were one document; the share is of the speed of
 one matrix product as wide as the model, in the same precision, and MFU is of what the device is built for.

@@ -5,22 +5,18 @@ Transformers finds out by looking, which it can't do in a compiled model; so the
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import masking_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gqa.uptrain.attention_blocks import sdpa_in_blocks
 from gqa.uptrain.attention_documents import has_flash_attention, sdpa_by_documents
-
-_HOPPER = (9, 0)
-"""The oldest compute capability at which cuDNN's attention is the fastest."""
 
 _PACKS = "find_packed_sequence_indices"
 """Transformers' function that tells documents apart by their positions, and says None where a sequence holds one."""
@@ -49,7 +45,7 @@ def packed_attention(device: torch.device) -> Iterator[None]:
 
     ALL_ATTENTION_FUNCTIONS["sdpa"] = attention
     try:
-        with _transformers_told(), _fastest_first(device):
+        with _transformers_told():
             yield
     finally:
         del ALL_ATTENTION_FUNCTIONS["sdpa"]
@@ -73,11 +69,3 @@ def _transformers_told() -> Iterator[None]:
         return
     with patch.object(masking_utils, _PACKS, lambda position_ids: own(position_ids) if _Batch.packs else None):
         yield
-
-
-def _fastest_first(device: torch.device) -> Any:
-    """In which order torch tries its kernels."""
-    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < _HOPPER:
-        return nullcontext()
-    order = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
-    return sdpa_kernel(list(order), set_priority=True)
