@@ -19,8 +19,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -146,6 +148,16 @@ def measure(setting: Setting, case: Case) -> dict[str, Any]:
     return {"before": before, "after": after, "curve": curve, "seconds": seconds}
 
 
+def measured(setting: Setting, cases: list[Case], jobs: int) -> Iterator[tuple[Case, dict[str, Any]]]:
+    """Runs as they end, so many at once in processes of their own."""
+    if jobs == 1:
+        yield from ((case, measure(setting, case)) for case in cases)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=quiet_transformers) as pool:
+        running = {pool.submit(measure, setting, case): case for case in cases}
+        yield from ((running[ended], ended.result()) for ended in as_completed(running))
+
+
 def tokens_to_close(curve: list[list[float]], parent: float, share: float) -> float | None:
     """Tokens after which so much of the gap that the conversion opened is closed; None: not within the run."""
     (_, opened), *_ = curve
@@ -256,6 +268,7 @@ def main(
     rate_lowrank: Annotated[float, typer.Option(help="The same after a low-rank merge.")] = 3e-4,
     rate_fitted: Annotated[float, typer.Option(help="The same after a fit.")] = 1e-4,
     compile_model: Annotated[bool, typer.Option("--compile", help="Compile the models.")] = False,
+    jobs: Annotated[int, typer.Option(help="Runs at once: small ones leave most of a GPU idle.")] = 1,
     only_found: Annotated[
         bool, typer.Option("--found", help="Measure nothing: show all that the results hold, of any plan.")
     ] = False,
@@ -287,12 +300,11 @@ def main(
     level = found["validated"] if "validated" in found else keep("validated", validated(setting))
     planned = known(found) if only_found else PLANS[plan](heads, seeds)
     wanted = [replace(case, alpha=alpha) if alpha and case.alpha == 0.05 else case for case in planned]
-    done: list[tuple[Case, dict[str, Any]]] = []
-    for case in wanted:
-        key = json.dumps(asdict(case))
-        result = found[key] if key in found else keep(key, measure(setting, case))
-        done.append((case, result))
+    missing = [case for case in wanted if json.dumps(asdict(case)) not in found]
+    for case, result in measured(setting, missing, jobs):
+        keep(json.dumps(asdict(case)), result)
         typer.echo(f"{case}: {result['before'] - parent:.4f} -> {result['after'] - parent:.4f}", err=True)
+    done = [(case, found[json.dumps(asdict(case))]) for case in wanted]
     typer.echo(table(done, parent, level))
     if plot is not None:
         draw(done, level, plot)

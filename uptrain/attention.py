@@ -22,11 +22,6 @@ _PACKS = "find_packed_sequence_indices"
 """Transformers' function that tells documents apart by their positions, and says None where a sequence holds one."""
 
 
-class _Batch:
-    packs = True
-    """Whether sequences of the batch at hand may hold several documents."""
-
-
 @contextmanager
 def packed_attention(device: torch.device) -> Iterator[None]:
     """While it lasts, models that use sdpa leave out what masks hide, as can be done on this device.
@@ -45,27 +40,28 @@ def packed_attention(device: torch.device) -> Iterator[None]:
 
     ALL_ATTENTION_FUNCTIONS["sdpa"] = attention
     try:
-        with _transformers_told():
-            yield
+        yield
     finally:
         del ALL_ATTENTION_FUNCTIONS["sdpa"]
-        _Batch.packs = True
 
 
-def tell_of_packing(position_ids: torch.Tensor) -> None:
-    """Let a compiled model know whether any sequence holds several documents.
+@contextmanager
+def packing_told(position_ids: torch.Tensor) -> Iterator[None]:
+    """While it lasts, compiled models know whether any sequence holds several documents.
+
+    They keep what was compiled for either by the function that they were compiled with; a variable that it read would
+    go unnoticed.
 
     Args:
         position_ids: [rows, length]
     """
-    _Batch.packs = bool((position_ids[:, -1] != position_ids.shape[1] - 1).any())
-
-
-@contextmanager
-def _transformers_told() -> Iterator[None]:
-    own = getattr(masking_utils, _PACKS, None)
-    if own is None:
+    packs = bool((position_ids[:, -1] != position_ids.shape[1] - 1).any())
+    if packs or not hasattr(masking_utils, _PACKS):
         yield
         return
-    with patch.object(masking_utils, _PACKS, lambda position_ids: own(position_ids) if _Batch.packs else None):
+    with patch.object(masking_utils, _PACKS, _one_document_each):
         yield
+
+
+def _one_document_each(position_ids: torch.Tensor) -> None:  # noqa: ARG001  (transformers' signature)
+    return None

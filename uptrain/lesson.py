@@ -21,6 +21,9 @@ from gqa.uptrain.divergence import Mixture, summed_nll
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_WAYS = 32
+"""How often one function may be compiled."""
+
 Inputs = Mapping[str, torch.Tensor | None]
 """What a model is called with."""
 
@@ -50,7 +53,12 @@ class Lesson:
         return [half.trunk for half in (self.student, self.teacher) if half is not None]
 
     def compile(self, **how: Any) -> None:
-        """Compile the trunks, as `torch.compile` is told, and what is done with logits."""
+        """Compile the trunks, as `torch.compile` is told, and what is done with logits.
+
+        A student and a teacher of one class share its code, and each has ways of its own for training and validation,
+        for batches with and without a mask, and for a last batch of fewer rows: more than torch keeps by default.
+        """
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _WAYS)
         for trunk in self.trunks:
             trunk.compile(**how)
         self._nll = torch.compile(self._nll)

@@ -12,7 +12,7 @@ from torch import nn
 
 from gqa.convert.pretrained import hears
 from gqa.eval.teacher import decoder_inputs
-from gqa.uptrain.attention import tell_of_packing
+from gqa.uptrain.attention import packing_told
 from gqa.uptrain.lesson import Lesson
 
 if TYPE_CHECKING:
@@ -49,6 +49,14 @@ class Objective(nn.Module):
 class NextTokenLoss(Objective):
     """Of a causal language model."""
 
+    def forward(self, *batch: torch.Tensor) -> torch.Tensor:
+        """As the base class says, of a `Batch`."""
+        if not self.lesson.is_compiled:
+            return super().forward(*batch)
+        _, position_ids, *_ = batch
+        with packing_told(position_ids):
+            return super().forward(*batch)
+
     def inputs(self, *batch: torch.Tensor) -> tuple[Any, ...]:
         """As the base class says, of a `Batch`.
 
@@ -56,8 +64,6 @@ class NextTokenLoss(Objective):
         and without a cache.
         """
         input_ids, position_ids, *rest = batch
-        if self.lesson.is_compiled:
-            tell_of_packing(position_ids)
         return {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": None}, *rest
 
 

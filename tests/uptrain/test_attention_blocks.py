@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, masking_utils
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from gqa.uptrain import attention, attention_blocks
-from gqa.uptrain.attention import packed_attention, tell_of_packing
+from gqa.uptrain import attention_blocks
+from gqa.uptrain.attention import packed_attention, packing_told
 
 CPU = torch.device("cpu")
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -107,10 +107,8 @@ def test_what_is_not_causal_is_left_alone(make_encoder_decoder: Callable[..., Pa
 
 def test_afterwards_all_is_as_before():
     before, packs = ALL_ATTENTION_FUNCTIONS["sdpa"], masking_utils.find_packed_sequence_indices
-    with packed_attention(CPU):
-        tell_of_packing(torch.arange(3)[None])
+    with packed_attention(CPU), packing_told(torch.arange(3)[None]):
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before
         assert masking_utils.find_packed_sequence_indices is not packs
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
     assert masking_utils.find_packed_sequence_indices is packs
-    assert attention._Batch.packs

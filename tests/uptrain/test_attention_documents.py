@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM
 
 from gqa.uptrain import attention, attention_documents
-from gqa.uptrain.attention import packed_attention, tell_of_packing
+from gqa.uptrain.attention import packed_attention, packing_told
 from gqa.uptrain.attention_documents import documents_of, sdpa_by_documents
 
 LENGTH = 30
@@ -81,8 +81,7 @@ def states_and_gradients(
     model: Any, device: str = "cpu", positions: str = "several", *, autocast: bool = True
 ) -> list[torch.Tensor]:
     inputs = inputs_of(positions, device)
-    tell_of_packing(inputs["position_ids"])
-    with torch.autocast(device, torch.bfloat16, enabled=autocast):
+    with packing_told(inputs["position_ids"]), torch.autocast(device, torch.bfloat16, enabled=autocast):
         logits = model(**inputs, use_cache=False).logits
     return [logits, *torch.autograd.grad(logits.float().square().mean(), list(model.parameters()))]
 
@@ -123,7 +122,8 @@ def test_a_gpu_computes_the_same(
     model: Any = AutoModelForCausalLM.from_pretrained(make_checkpoint(model_type, **FAMILIES[model_type])).cuda()
     expected = states_and_gradients(model, "cuda", positions)
     exact = states_and_gradients(model, "cuda", positions, autocast=False)
-    own, calls = attention_documents.varlen_attn, []
+    own: Any = attention_documents.varlen_attn
+    calls: list[int] = []
     assert own is not None, "this torch has no attention for sequences of many lengths"
     monkeypatch.setattr(attention_documents, "varlen_attn", lambda *given, **how: calls.append(1) or own(*given, **how))
     if compiled:
@@ -144,7 +144,7 @@ def test_a_compiled_model_is_told_whether_it_needs_a_mask(make_checkpoint: Calla
     plain = copy.deepcopy(model)
     model.model.compile(dynamic=False)
     layers = model.config.num_hidden_layers
-    for positions, calls in (("several", layers), ("one document", layers), ("several", 2 * layers)):
+    for positions, calls in zip(["one document", "several"] * 2, (0, layers, layers, 2 * layers), strict=True):
         expected = states_and_gradients(plain, positions=positions)
         with packed_attention(torch.device("cpu")):
             found = states_and_gradients(model, positions=positions)

@@ -21,6 +21,7 @@ from gqa.convert.plan import ConvertOptions
 from gqa.convert.provenance import read_stages
 from gqa.convert.rewrite import convert
 from gqa.uptrain import lesson, uptrain
+from gqa.uptrain.attention import packed_attention
 from gqa.uptrain.batches import IGNORED, Sampler
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.divergence import Mixture, divergence
@@ -356,3 +357,26 @@ def test_compiled_it_learns_the_same(configured: Configured, metrics_of, tmp_pat
     )
     for line, other in zip(metrics_of(compiled.run_dir), metrics_of(plain.run_dir), strict=True):
         assert line == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own, of what its compiler imports
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # of what it asks
+def test_compiled_it_sees_where_documents_begin_whatever_it_saw_first(checkpoint: Path, parent: Path):
+    """A batch that needs no mask is compiled without one, and must not stand for those that do."""
+    length = 40
+    ids = torch.randint(0, 256, (2, length), generator=torch.Generator().manual_seed(0))
+    alone = torch.arange(length).expand(2, -1)
+    together = torch.stack([torch.arange(length), torch.cat([torch.arange(15), torch.arange(length - 15)])])
+    objectives = []
+    for compiles in (False, True):
+        student, teacher = (AutoModelForCausalLM.from_pretrained(path) for path in (checkpoint, parent))
+        taught = Lesson(student, Mixture(), teacher.requires_grad_(False))
+        if compiles:
+            taught.compile(dynamic=False)
+        objectives.append(NextTokenLoss(student, None, taught).train())
+    with packed_attention(torch.device("cpu")):
+        for positions in (alone, together, alone, together):
+            plain, compiled = (objective(ids, positions, ids) for objective in objectives)
+            torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=0)
+        assert (objectives[1](ids, alone, ids) - compiled).abs() > 1e-3 * compiled  # the test would see it

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from gqa.convert.errors import UserError
 from gqa.convert.source import read_config
 from gqa.uptrain import uptrain
+from gqa.uptrain.chunks import tokens_at_once
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.lesson import Lesson
 from gqa.uptrain.memory import estimate_memory
@@ -136,6 +138,16 @@ def test_what_is_tried_learns_attention_outputs_as_the_first_step_does(
 
 
 @pytest.mark.usefixtures("tries")
+def test_the_more_memory_a_gpu_has_the_more_logits_it_makes_at_once(monkeypatch: pytest.MonkeyPatch):
+    few, many = (SimpleNamespace(total_memory=size) for size in (8 << 30, 80 << 30))
+    found = []
+    for gpu in (few, many):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, gpu=gpu: gpu)
+        found.append(tokens_at_once(32768, torch.device("cuda")))
+    assert found == [1024, 10240]  # a 64th of the memory, 4 bytes each
+    assert tokens_at_once(1 << 25, torch.device("cuda")) == 10
+
+
 def test_a_gpu_tries(configured: Configured, monkeypatch: pytest.MonkeyPatch, metrics_of, capfd, tmp_path: Path):
     """Here a CPU stands in, on which more than two sequences at once are said to be too many."""
     expected = metrics_of(uptrain(configured(micro_batch_size=2, output=tmp_path / "two")).run_dir)
