@@ -119,7 +119,8 @@ def test_a_gpu_computes_the_same(
     compiled: bool,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    model: Any = AutoModelForCausalLM.from_pretrained(make_checkpoint(model_type, **FAMILIES[model_type])).cuda()
+    model: Any = AutoModelForCausalLM.from_pretrained(make_checkpoint(model_type, **FAMILIES[model_type]))
+    model.to("cuda")
     expected = states_and_gradients(model, "cuda", positions)
     exact = states_and_gradients(model, "cuda", positions, autocast=False)
     own: Any = attention_documents.varlen_attn
