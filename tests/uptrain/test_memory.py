@@ -137,7 +137,6 @@ def test_what_is_tried_learns_attention_outputs_as_the_first_step_does(
     assert weights == [0.5, 0.5]
 
 
-@pytest.mark.usefixtures("tries")
 def test_the_more_memory_a_gpu_has_the_more_logits_it_makes_at_once(monkeypatch: pytest.MonkeyPatch):
     few, many = (SimpleNamespace(total_memory=size) for size in (8 << 30, 80 << 30))
     found = []
@@ -148,6 +147,7 @@ def test_the_more_memory_a_gpu_has_the_more_logits_it_makes_at_once(monkeypatch:
     assert tokens_at_once(1 << 25, torch.device("cuda")) == 10
 
 
+@pytest.mark.usefixtures("tries")
 def test_a_gpu_tries(configured: Configured, monkeypatch: pytest.MonkeyPatch, metrics_of, capfd, tmp_path: Path):
     """Here a CPU stands in, on which more than two sequences at once are said to be too many."""
     expected = metrics_of(uptrain(configured(micro_batch_size=2, output=tmp_path / "two")).run_dir)
