@@ -180,9 +180,8 @@ def _learner(
         place_teacher(setup.lesson.teacher.model, accelerator)
     objective = objective_of(setup.model)(setup.model, autocast, setup.lesson)
     if config.compile:
-        setup.lesson.compile(
-            dynamic=None if is_pair else False
-        )  # pairs are of many lengths; a decoder's windows of one
+        # Pairs are of many lengths, a decoder's windows of one.
+        setup.lesson.compile(dynamic=None if is_pair else False)
     return objective, build_optimizer(objective, config, accelerator.device, setup.trained)
 
 
