@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from side_by_side import measured
 
 from gqa.convert.calibration import CalibrationOptions
 from gqa.convert.layerfit import FitOptions
@@ -45,8 +46,21 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One figure of the table, for one draw of the text."""
+
+    case: Case
+    groups: int
+
+    @property
+    def key(self) -> str:
+        """What its result is kept under."""
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all cases of a run share."""
+    """What all cells of a run share."""
 
     checkpoint: Path
     data: str
@@ -67,8 +81,9 @@ def cases(sizes: list[int], statistics_tokens: int, seeds: int) -> Iterator[Case
         yield from (Case(method="lowrank", calibration=size, fit=True, seed=seed) for seed in range(seeds))
 
 
-def measure(setting: Setting, case: Case, groups: int) -> dict[str, float]:
+def measure(setting: Setting, cell: Cell) -> dict[str, float]:
     """Convert and evaluate: NLL above the source's, perplexity, seconds of the conversion."""
+    case, groups = cell.case, cell.groups
     calibration = None
     if case.calibration:
         calibration = CalibrationOptions(
@@ -129,6 +144,7 @@ def main(
     steps: Annotated[int | None, typer.Option(help="Optimiser steps a layer.  [default: the fit's]")] = None,
     window: int = 256,
     max_tokens: int = 40960,
+    jobs: Annotated[int, typer.Option(help="Cells at once: small models leave most of a GPU idle.")] = 1,
 ) -> None:
     """Fill the table, or go on filling it, and print it."""
     quiet_transformers()
@@ -138,15 +154,14 @@ def main(
     )
     found = dict(map(json.loads, results.read_text().splitlines())) if results.exists() else {}
     results.parent.mkdir(parents=True, exist_ok=True)
-    for case in cases(fit if fit is not None else [16384, 65536, 262144], statistics_tokens, seeds):
-        for count in counts:
-            key = json.dumps({"case": asdict(case), "groups": count})
-            if key not in found:
-                found[key] = measure(setting, case, count)
-                with results.open("a") as file:
-                    file.write(json.dumps([key, found[key]]) + "\n")
-                typer.echo(f"{case.label}, seed {case.seed}, G={count}: {found[key]}", err=True)
-    typer.echo(table(found, counts))
+    wanted = cases(fit if fit is not None else [16384, 65536, 262144], statistics_tokens, seeds)
+    cells = [Cell(case=case, groups=count) for case in wanted for count in counts]
+    for cell, result in measured(measure, setting, [cell for cell in cells if cell.key not in found], jobs):
+        found[cell.key] = result
+        with results.open("a") as file:
+            file.write(json.dumps([cell.key, result]) + "\n")
+        typer.echo(f"{cell.case.label}, seed {cell.case.seed}, G={cell.groups}: {result}", err=True)
+    typer.echo(table({cell.key: found[cell.key] for cell in cells}, counts))
 
 
 if __name__ == "__main__":

@@ -19,14 +19,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from side_by_side import measured
 
 from gqa.convert.calibration import CalibrationOptions
 from gqa.convert.layerfit import FitOptions
@@ -146,16 +145,6 @@ def measure(setting: Setting, case: Case) -> dict[str, Any]:
         seconds, after = time.monotonic() - began, held_out_loss(setting, trained)
     curve = [[line["tokens"], line["validation_loss"]] for line in result.validation]
     return {"before": before, "after": after, "curve": curve, "seconds": seconds}
-
-
-def measured(setting: Setting, cases: list[Case], jobs: int) -> Iterator[tuple[Case, dict[str, Any]]]:
-    """Runs as they end, so many at once in processes of their own."""
-    if jobs == 1:
-        yield from ((case, measure(setting, case)) for case in cases)
-        return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=quiet_transformers) as pool:
-        running = {pool.submit(measure, setting, case): case for case in cases}
-        yield from ((running[ended], ended.result()) for ended in as_completed(running))
 
 
 def tokens_to_close(curve: list[list[float]], parent: float, share: float) -> float | None:
@@ -301,7 +290,7 @@ def main(
     planned = known(found) if only_found else PLANS[plan](heads, seeds)
     wanted = [replace(case, alpha=alpha) if alpha and case.alpha == 0.05 else case for case in planned]
     missing = [case for case in wanted if json.dumps(asdict(case)) not in found]
-    for case, result in measured(setting, missing, jobs):
+    for case, result in measured(measure, setting, missing, jobs):
         keep(json.dumps(asdict(case)), result)
         typer.echo(f"{case}: {result['before'] - parent:.4f} -> {result['after'] - parent:.4f}", err=True)
     done = [(case, found[json.dumps(asdict(case))]) for case in wanted]

@@ -1,16 +1,18 @@
 """The sdpa attention of training: what the masks of packed documents hide is not computed, where there is a way.
 
 Sequences that hold one document each need no mask, and torch's kernels leave out by themselves what causality hides.
-Transformers finds out by looking, which it can't do in a compiled model; so there it is told.
+Transformers finds out by looking, which it can't do in a compiled model; so there it is told. Of these kernels torch
+takes the one made for the GPUs before Hopper, where cuDNN has one that is made for Hopper.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import masking_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -18,8 +20,19 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from gqa.uptrain.attention_blocks import sdpa_in_blocks
 from gqa.uptrain.attention_documents import has_flash_attention, sdpa_by_documents
 
-_PACKS = "find_packed_sequence_indices"
-"""Transformers' function that tells documents apart by their positions, and says None where a sequence holds one."""
+_PACKS, _SKIPS = "find_packed_sequence_indices", "_ignore_causal_mask_sdpa"
+"""Transformers' functions that tell documents apart by their positions, and say None where a sequence holds one; and
+that say whether torch's kernel needs no mask, which no release does while it compiles with torch before 2.13."""
+
+_HOPPER = 9
+"""The major compute capability of H100, H200 and GH200. On other GPUs cuDNN's attention is no faster than torch's."""
+
+_CUDNN_FIRST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
 @contextmanager
@@ -40,9 +53,17 @@ def packed_attention(device: torch.device) -> Iterator[None]:
 
     ALL_ATTENTION_FUNCTIONS["sdpa"] = attention
     try:
-        yield
+        with _fastest_kernels(device):
+            yield
     finally:
         del ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+
+def _fastest_kernels(device: torch.device) -> AbstractContextManager[object]:
+    """While it lasts, torch's own attention asks first the kernels that are fastest on this device."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == _HOPPER:
+        return sdpa_kernel(_CUDNN_FIRST, set_priority=True)
+    return nullcontext()
 
 
 @contextmanager
@@ -55,13 +76,20 @@ def packing_told(position_ids: torch.Tensor) -> Iterator[None]:
     Args:
         position_ids: [rows, length]
     """
-    packs = bool((position_ids[:, -1] != position_ids.shape[1] - 1).any())
-    if packs or not hasattr(masking_utils, _PACKS):
+    several = bool((position_ids[:, -1] != position_ids.shape[1] - 1).any())
+    if several or not (hasattr(masking_utils, _PACKS) and hasattr(masking_utils, _SKIPS)):
         yield
         return
-    with patch.object(masking_utils, _PACKS, _one_document_each):
+    packs, skips = patch.object(masking_utils, _PACKS, _one_document_each), patch.object(masking_utils, _SKIPS, _causal)
+    with packs, skips:
         yield
 
 
 def _one_document_each(position_ids: torch.Tensor) -> None:  # noqa: ARG001  (transformers' signature)
     return None
+
+
+def _causal(padding: Any, queries: int, keys: int, *offsets_and_window: Any) -> bool:
+    """As transformers has it for a model that does not compile; releases differ in the offsets."""
+    *_, window = offsets_and_window
+    return padding is None and queries == keys and (window is None or keys < window)

@@ -109,6 +109,8 @@ def test_it_is_the_same_attention(make_checkpoint: Callable[..., Path], model_ty
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own, of what its compiler imports
+@pytest.mark.filterwarnings("ignore:.*TensorFloat32.*:UserWarning")
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("model_type", FAMILIES)

@@ -1,0 +1,58 @@
+"""Which of torch's kernels training asks first."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend
+from transformers import AutoModelForCausalLM
+
+from gqa.uptrain.attention import packed_attention, packing_told
+
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+
+
+def asked_first() -> SDPBackend:
+    return SDPBackend(torch._C._get_sdp_priority_order()[0])
+
+
+@pytest.mark.parametrize(
+    ("capability", "first"),
+    [((9, 0), SDPBackend.CUDNN_ATTENTION), ((8, 0), None), ((8, 9), None), ((10, 0), None), ((12, 0), None)],
+)
+def test_cudnn_is_asked_first_on_hopper_and_nowhere_else(
+    capability: tuple[int, int], first: SDPBackend | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    before = asked_first()
+    with packed_attention(torch.device("cuda")):
+        assert asked_first() == (first or before)
+    assert asked_first() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HOPPER, reason="no Hopper GPU")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own, of what its compiler imports
+@pytest.mark.filterwarnings("ignore:.*TensorFloat32.*:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events.*:UserWarning")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_cudnn_computes_what_needs_no_mask(make_checkpoint: Callable[..., Path], compiled: bool):
+    sizes: dict[str, Any] = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model: Any = AutoModelForCausalLM.from_pretrained(make_checkpoint(**sizes))
+    model.to("cuda")
+    if compiled:
+        model.model.compile(dynamic=False)
+    ids = torch.randint(3, 60, (2, 128), device="cuda")
+    positions = torch.arange(128, device="cuda").expand(2, -1)
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with (
+        packed_attention(torch.device("cuda")),
+        packing_told(positions),
+        torch.autocast("cuda", torch.bfloat16),
+        torch.profiler.profile(activities=activities) as seen,
+    ):
+        model(input_ids=ids, position_ids=positions, labels=ids, use_cache=False).loss.backward()
+    kernels = [event.key for event in seen.key_averages() if "cudnn" in event.key]
+    assert len(kernels) >= 2, "forward and backward"
