@@ -1,8 +1,8 @@
 """The sdpa attention of training: what the masks of packed documents hide is not computed, where there is a way.
 
 Sequences that hold one document each need no mask, and torch's kernels leave out by themselves what causality hides.
-Transformers finds out by looking, which it can't do in a compiled model; so there it is told. Of these kernels torch
-takes the one made for the GPUs before Hopper, where cuDNN has one that is made for Hopper.
+Transformers finds out by looking, which it can't do in a compiled model; so there it is told. On Hopper cuDNN's kernel
+is asked first, since it is made for it, and torch's own for the GPUs before.
 """
 
 from collections.abc import Iterator

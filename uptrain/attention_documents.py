@@ -3,7 +3,9 @@
 Where there is a mask, sdpa leaves flash attention for a kernel that reads the mask and computes what it hides, too. But
 the mask of packed documents says no more than where they start, and that of a sliding window no more than its size: a
 mask of which this is found to be true, token by token, is replaced by the starts. All others, and what flash attention
-can't do, are left to transformers' own sdpa attention.
+can't do, are left to transformers' own sdpa attention, but not to cuDNN's kernel, which torch may ask first on Hopper:
+behind a mask it has given gradients that are not finite (pytorch issue 196678) and read float32 masks as bfloat16
+(pytorch pull request 191612).
 """
 
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -21,6 +24,8 @@ except ImportError:
     varlen_attn = None
 _OPTIONS = getattr(varlen_attn, "__kwdefaults__", None) or {}
 """It has come with torch 2.10, with windows and scales in 2.11."""
+
+_BEHIND_A_MASK = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 _AMPERE = (8, 0)
 """The oldest compute capability that flash attention is for."""
@@ -61,7 +66,8 @@ def sdpa_by_documents(
     fits = attention_mask is not None and _fits(query, key, value, dtype, how)
     documents = documents_of(attention_mask, len(query), window) if fits else None
     if documents is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **how)
+        with sdpa_kernel(_BEHIND_A_MASK):
+            return sdpa_attention_forward(module, query, key, value, attention_mask, **how)
     assert varlen_attn is not None
     (rows, _, length, _), longest = query.shape, documents.longest
     outputs = varlen_attn(

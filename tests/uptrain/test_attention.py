@@ -9,7 +9,9 @@ import torch
 from torch.nn.attention import SDPBackend
 from transformers import AutoModelForCausalLM
 
+from gqa.uptrain import attention_documents
 from gqa.uptrain.attention import packed_attention, packing_told
+from gqa.uptrain.attention_documents import sdpa_by_documents
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
 
@@ -56,3 +58,33 @@ def test_cudnn_computes_what_needs_no_mask(make_checkpoint: Callable[..., Path],
         model(input_ids=ids, position_ids=positions, labels=ids, use_cache=False).loss.backward()
     kernels = [event.key for event in seen.key_averages() if "cudnn" in event.key]
     assert len(kernels) >= 2, "forward and backward"
+
+
+def test_cudnn_is_not_asked_behind_a_mask(monkeypatch: pytest.MonkeyPatch):
+    asked: list[bool] = []
+    monkeypatch.setattr(
+        attention_documents,
+        "sdpa_attention_forward",
+        lambda *_, **__: asked.append(torch.backends.cuda.cudnn_sdp_enabled()),
+    )
+    query = torch.randn(1, 2, 8, 8, dtype=torch.bfloat16)
+    sdpa_by_documents(torch.nn.Identity(), query, query, query, torch.ones(1, 1, 8, 8, dtype=torch.bool))
+    assert asked == [False]
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("length", [192, 704])
+def test_gradients_behind_a_mask_are_finite_where_scores_are_far_below_zero(length: int):
+    scores, head_dim = -120.0, 64
+    query, key, value = (torch.randn(1, 1, length, head_dim, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    query, key = 0.1 * query, 0.1 * key
+    query[..., 0], key[..., 0] = 1.0, scores * head_dim**0.5
+    parts = [part.requires_grad_() for part in (query, key, value)]
+    mask = torch.ones(1, 1, length, length, dtype=torch.bool, device="cuda")
+    mask[..., : length // 2, length // 2 :] = False  # a prefix whose tokens all see each other: no documents
+    with packed_attention(torch.device("cuda")):
+        outputs, _ = sdpa_by_documents(torch.nn.Identity(), parts[0], parts[1], parts[2], mask)
+        gradients = torch.autograd.grad(outputs.float().square().sum(), parts)
+    assert all(gradient.isfinite().all() for gradient in gradients)
