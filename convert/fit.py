@@ -1,7 +1,7 @@
 """The layerwise fit of a whole model: layer by layer, from the bottom, each fed by the fitted ones below it.
 
 In memory are one layer of either model and the hidden states of the calibration windows, whatever the size of the
-model; the device holds the layer and the batch that runs through it.
+model; the device holds the layer and the batch that runs through it, and a GPU with room the hidden states, too.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -162,10 +162,11 @@ def _descent(
     layer: int,
 ) -> Iterator[Weights]:
     """The weights after every step; they share memory with those of the next."""
-    parts = {name: part.to(converted.device).requires_grad_() for name, part in start.parts().items()}
+    device, train = converted.device, train.near(converted.device)
+    parts = {name: part.to(device).requires_grad_() for name, part in start.parts().items()}
     optimiser = Muon(parts.values())
     seed = options.seed * 1_000_003 + layer
-    shaking = torch.Generator(converted.device).manual_seed(seed)
+    shaking = torch.Generator(device).manual_seed(seed)
     numbers = passes(len(train), torch.Generator().manual_seed(seed))
     length, hidden_size = train.original.shape[1:]
     windows = options.windows_of_a_step(hidden_size, length)
@@ -173,7 +174,7 @@ def _descent(
     for step in range(options.steps):
         for count in _portion_sizes(windows, length):
             chosen = torch.tensor([next(numbers) for _ in range(count)])
-            batch = train[chosen].to(converted.device).shaken(noise[chosen].to(converted.device), shaking)
+            batch = train[chosen].to(device).shaken(noise[chosen].to(device), shaking)
             with torch.no_grad():
                 wanted = original(batch.original)
             off = converted(batch.converted, start.with_parts(parts)) - wanted

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _MEDIAN = 0.6745  # of the magnitudes of standard normal numbers
+_ROOM = 4  # how many times the streams' own size must be free on a GPU that they are kept on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,15 @@ class Streams:
         return Streams(
             original=self.original.to(device, torch.float32), converted=self.converted.to(device, torch.float32)
         )
+
+    def near(self, device: torch.device) -> "Streams":
+        """The same on a GPU that has room for them, which spares every batch the way there; otherwise as they are."""
+        if device.type != "cuda":
+            return self
+        free, _ = torch.cuda.mem_get_info(device)
+        if _ROOM * (self.original.nbytes + self.converted.nbytes) > free:
+            return self
+        return Streams(original=self.original.to(device), converted=self.converted.to(device))
 
     def typical_sizes(self) -> Tensor:
         """The typical size of every token's hidden state in the original model. [n, length, 1].

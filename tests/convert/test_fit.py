@@ -34,8 +34,8 @@ def ids(count: int, seed: int, length: int = 16) -> Tensor:
 WINDOWS = ids(24, seed=1), ids(8, seed=2)
 
 
-def staged(path: Path, groups: int | None = None) -> StagedModel:
-    return StagedModel(path, dtype=torch.float32, device=CPU, groups=groups)
+def staged(path: Path, groups: int | None = None, device: torch.device = CPU) -> StagedModel:
+    return StagedModel(path, dtype=torch.float32, device=device, groups=groups)
 
 
 def source(model: StagedModel, layer: int) -> AttentionWeights:
@@ -50,8 +50,8 @@ def mean(model: StagedModel, layer: int) -> AttentionWeights:
     return merge(source(model, layer), Merge(groups=GROUPS, layer=layer))
 
 
-def fitted(path: Path, options: FitOptions = QUICK, **more) -> list[FittedLayer]:
-    model, converted = staged(path), staged(path, GROUPS)
+def fitted(path: Path, options: FitOptions = QUICK, device: torch.device = CPU, **more) -> list[FittedLayer]:
+    model, converted = staged(path, device=device), staged(path, GROUPS, device)
     writers = {"in_class": partial(all_tensors, model.family.of_class), **more}
     written = partial(all_tensors, model.family)
     return list(fit_layers(model, converted, lambda layer, _: mean(model, layer), WINDOWS, options, written, **writers))
@@ -87,6 +87,19 @@ def check_gain(path: Path) -> None:
 
 def test_every_family_gains_from_the_fit_on_text_it_has_not_seen(saved):
     check_gain(saved)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_fits_the_same_with_the_hidden_states_on_it_or_not(llama_saved, monkeypatch):
+    gpu = torch.device("cuda")
+    on_it = fitted(llama_saved, device=gpu)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 0))
+    for near, far, on_cpu in zip(on_it, fitted(llama_saved, device=gpu), fitted(llama_saved), strict=True):
+        assert near.fit.held_out_after < near.fit.held_out_before
+        assert near.fit.held_out_after == pytest.approx(far.fit.held_out_after, rel=0.01)
+        assert near.fit.held_out_after == pytest.approx(on_cpu.fit.held_out_after, rel=0.2)  # other noise, bfloat16
+        assert all(part.device == CPU for part in parts(near.weights).values())
 
 
 @pytest.mark.parametrize("name", ["exaone", "flint", "sarvam_moe"])

@@ -59,6 +59,13 @@ def test_without_noise_the_original_is_as_it_was(streams):
     assert torch.equal(made.original, streams.original)
 
 
+def test_they_stay_in_host_memory_unless_a_gpu_has_room(streams, monkeypatch):
+    assert streams.near(torch.device("cpu")) is streams
+    sizes = streams.original.nbytes + streams.converted.nbytes
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (4 * sizes - 1, 100 * sizes))
+    assert streams.near(torch.device("cuda")) is streams
+
+
 def test_the_same_generator_makes_the_same_noise(streams):
     one, two = (streams.shaken(0.5 * streams.typical_sizes(), generator()) for _ in range(2))
     assert torch.equal(one.original, two.original)
