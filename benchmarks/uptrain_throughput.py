@@ -10,7 +10,9 @@ work. What is timed is the second half of the steps; loading, compiling and savi
     python benchmarks/uptrain_throughput.py --device cuda --precision bfloat16 --shape 1B --sequence-length 4096
 
 FLOPs are counted as for MFU (`gqa.uptrain.flops`), as if every sequence were one document; the share is of the speed of
-one matrix product as wide as the model, in the same precision, and MFU is of what the device is built for.
+one matrix product as wide as the model, in the same precision, and MFU is of what the device is built for. It stands
+there twice, since a causal model computes half of attention: as counted here, and by the formula of PaLM (Chowdhery et
+al. 2022, appendix B), in which it computes all.
 """
 
 import json
@@ -39,7 +41,7 @@ from gqa.recipes.demo.scratch import SPECIAL_TOKENS, write_random_checkpoint
 from gqa.uptrain import UptrainConfig, uptrain
 from gqa.uptrain.checkpoints import Checkpoints
 from gqa.uptrain.config import as_json
-from gqa.uptrain.flops import device_peak, training_flops
+from gqa.uptrain.flops import attention_flops, device_peak, training_flops
 from gqa.uptrain.metrics import read_metrics
 from gqa.uptrain.model import device_of_run
 from gqa.uptrain.optimizer import build_optimizer
@@ -179,13 +181,15 @@ def cut(path: Path, characters: int) -> None:
     path.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces), encoding="utf-8")
 
 
-def flops_of_a_token(checkpoint: Path, length: int) -> float:
-    """FLOPs of one token, forward and backward, in a window of `length`."""
+def flops_of_a_token(checkpoint: Path, length: int) -> tuple[float, float]:
+    """FLOPs of one token, forward and backward, in a window of `length`: as counted here, and by PaLM's formula."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint))
-    return training_flops(model, length)
+    counted = training_flops(model, length)
+    masked = attention_flops(model.config, length, causal=False) - attention_flops(model.config, length)
+    return counted, counted + 3 * masked
 
 
 def profile(config: UptrainConfig) -> str:
@@ -268,10 +272,11 @@ def main(
         Console(width=120).print(table(found, flops_of_a_token(directory / "initial", sequence_length), limits))
 
 
-def table(found: dict[str, list[Timing]], flops: float, limits: list[float | None]) -> Table:
+def table(found: dict[str, list[Timing]], flops: tuple[float, float], limits: list[float | None]) -> Table:
     """Medians, and the ratios of runs that stood beside each other."""
-    shown = Table("way", "tokens/s", "ratio", "min-max", "peak memory", "of a matmul's speed", "MFU", "losses")
-    baseline = found[WAYS[0]]
+    columns = ("way", "tokens/s", "ratio", "min-max", "peak memory", "of a matmul's speed", "MFU", "PaLM's", "losses")
+    shown = Table(*columns)
+    baseline, (counted, by_palm), (product, device) = found[WAYS[0]], flops, limits
     for way, timings in found.items():
         ratios = [
             mine.tokens_per_second / other.tokens_per_second for mine, other in zip(timings, baseline, strict=True)
@@ -283,10 +288,14 @@ def table(found: dict[str, list[Timing]], flops: float, limits: list[float | Non
             f"{statistics.median(ratios):.2f}",
             f"{min(ratios):.2f}-{max(ratios):.2f}",
             mib(statistics.median(timing.peak for timing in timings)),
-            *("?" if limit is None else f"{speed * flops / limit:.0%}" for limit in limits),
+            *(share(speed * counted, product), share(speed * counted, device), share(speed * by_palm, device)),
             ", ".join(f"{loss:.4f}" for loss in timings[0].losses),
         )
     return shown
+
+
+def share(speed: float, limit: float | None) -> str:
+    return "?" if limit is None else f"{speed / limit:.1%}"
 
 
 if __name__ == "__main__":
