@@ -12,7 +12,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help demo test test-consumers check docs format clean
+.PHONY: help demo test test-gpu test-consumers check docs format clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,6 +23,9 @@ demo: $(READY)  ## Convert, evaluate, uptrain and report on the embedded checkpo
 test: export OMP_NUM_THREADS ?= 1
 test: $(READY)  ## Run the tests, WORKERS of them at once (2 unless you say otherwise; each may take 7 GB)
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-gpu: $(READY)  ## Run the tests that need a GPU, one at a time
+	$(BIN)/python -m pytest -n 0 -m gpu
 
 test-consumers: $(READY)  ## Let other engines read what gqa-convert writes, and write docs/consumers.md
 	PYTHONPATH=tests/support $(BIN)/python -m consumers $(CONSUMERS)
