@@ -25,7 +25,7 @@ _PACKS, _SKIPS = "find_packed_sequence_indices", "_ignore_causal_mask_sdpa"
 that say whether torch's kernel needs no mask, which no release does while it compiles with torch before 2.13."""
 
 _HOPPER = 9
-"""The major compute capability of H100, H200 and GH200. On other GPUs cuDNN's attention is no faster than torch's."""
+"""The major compute capability of H100, H200 and GH200; on other GPUs torch's own order stands."""
 
 _CUDNN_FIRST = [
     SDPBackend.CUDNN_ATTENTION,
