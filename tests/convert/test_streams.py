@@ -64,6 +64,11 @@ def test_they_stay_in_host_memory_unless_a_gpu_has_room(streams, monkeypatch):
     sizes = streams.original.nbytes + streams.converted.nbytes
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (4 * sizes - 1, 100 * sizes))
     assert streams.near(torch.device("cuda")) is streams
+    moved: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (4 * sizes, 100 * sizes))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: moved.append(device) or tensor)
+    streams.near(torch.device("cuda"))
+    assert moved == [torch.device("cuda")] * 2
 
 
 def test_the_same_generator_makes_the_same_noise(streams):

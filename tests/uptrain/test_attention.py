@@ -1,5 +1,6 @@
 """Which of torch's kernels training asks first."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.attention import SDPBackend
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, masking_utils
 
-from gqa.uptrain import attention_documents
+from gqa.uptrain import attention, attention_documents
 from gqa.uptrain.attention import packed_attention, packing_told
 from gqa.uptrain.attention_documents import sdpa_by_documents
 
@@ -58,6 +59,15 @@ def test_cudnn_computes_what_needs_no_mask(make_checkpoint: Callable[..., Path],
         model(input_ids=ids, position_ids=positions, labels=ids, use_cache=False).loss.backward()
     kernels = [event.key for event in seen.key_averages() if "cudnn" in event.key]
     assert len(kernels) >= 2, "forward and backward"
+
+
+@pytest.mark.parametrize("window", [None, 5, 8, 9])
+def test_a_compiled_model_needs_a_mask_where_another_does(window: int | None):
+    theirs: Any = getattr(masking_utils, attention._SKIPS)
+    offsets = [0] * (len(inspect.signature(theirs).parameters) - 4)
+    assert attention._causal(None, 8, 8, *offsets, window) == theirs(None, 8, 8, *offsets, window)
+    assert not attention._causal(None, 4, 8, *offsets, window)
+    assert not attention._causal(torch.ones(1, 8, dtype=torch.bool), 8, 8, *offsets, window)
 
 
 def test_cudnn_is_not_asked_behind_a_mask(monkeypatch: pytest.MonkeyPatch):
