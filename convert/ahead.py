@@ -16,11 +16,12 @@ from typing import Generic
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gqa.convert.attention import AttentionWeights
 from gqa.convert.calibration import CalibrationOptions, Progress, calibration_windows, layer_moments, stage
+from gqa.convert.data import OWN_TEXT
 from gqa.convert.directory import disk_errors, write_atomically
 from gqa.convert.errors import UserError
 from gqa.convert.fit import fit_layers
@@ -136,17 +137,21 @@ def layers_ahead(making: Making[Weights], output: Path, progress: Progress) -> I
         UserError: the calibration data, the checkpoint or the folder can't be used, or the disk is full.
     """
     quiet_transformers()
-    windows = calibration_windows(making.checkpoint, making.calibration)
     if making.fit is None:
+        windows = calibration_windows(making.checkpoint, making.calibration, progress)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".layers", dir=output.parent) as folder:
             store = LayerStore(Path(folder))
             _make_all(making, store, windows[0], progress)
             yield store
     else:
-        folder = _resumable_folder(output, _key(making, windows))
+        text = None
+        if making.calibration.data != OWN_TEXT:
+            text = calibration_windows(making.checkpoint, making.calibration)
+        folder = _resumable_folder(output, _key(making, text))
         with _kept_if_broken_off(folder, making.num_layers):
             store = LayerStore(folder)
             with disk_errors(folder):
+                windows = text or _own_text(making, folder, progress)
                 _fit_all(making, making.fit, store, windows, progress)
             yield store
 
@@ -185,11 +190,26 @@ def _resumable_folder(output: Path, key: str) -> Path:
     return folder
 
 
-def _key(making: Making[Weights], windows: tuple[Tensor, Tensor]) -> str:
-    """A hash of all that decides what the layers become: the checkpoint, the options, the text and gqa's version."""
+def _own_text(making: Making[Weights], folder: Path, progress: Progress) -> tuple[Tensor, Tensor]:
+    """What the model writes; once it is written it waits in the folder, as a GPU might not write the same again."""
+    path = folder / "text.safetensors"
+    if not path.exists():
+        train, held_out = calibration_windows(making.checkpoint, making.calibration, progress)
+        temporary = path.with_suffix(".partial")
+        save_file({"train": train.contiguous(), "held_out": held_out.contiguous()}, temporary)
+        temporary.replace(path)
+    found = load_file(path)
+    return found["train"], found["held_out"]
+
+
+def _key(making: Making[Weights], text: tuple[Tensor, Tensor] | None) -> str:
+    """A hash of all that decides what the layers become: the checkpoint, the options, the text and gqa's version.
+
+    Text that the model writes itself follows from the others.
+    """
     digest = hashlib.sha256(fingerprint(making.checkpoint).encode())
     digest.update(f"{making.settings} {versions()['gqa']}".encode())
-    for ids in windows:
+    for ids in text or ():
         digest.update(ids.numpy().tobytes())
     return digest.hexdigest()
 

@@ -70,7 +70,7 @@ def fewest_groups(
     quiet_transformers()
     candidates = plan_for(1).group_choices
     first = plan_for(candidates[-1])
-    _, held_out = calibration_windows(first.checkpoint, calibration)
+    _, held_out = calibration_windows(first.checkpoint, calibration, progress)
     original = mean_nll(stage(first.checkpoint, calibration, own_code=first.own_code), held_out, progress=progress)
     losses: dict[int, float] = {}
     stores: dict[int, LayerStore | None] = {}

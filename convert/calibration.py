@@ -1,4 +1,4 @@
-"""Calibration: windows of tokens drawn from the user's text, and what enters every layer's attention on them.
+"""Calibration: windows of tokens from the user's text or the model's own, and what enters every layer on them.
 
 The model is run layer by layer (`convert/staged.py`): in memory are one layer, the hidden states of all windows and
 the layer's running moments, whatever the size of the model.
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from gqa.convert.checkpoint import Checkpoint, open_for
-from gqa.convert.data import read_documents
+from gqa.convert.data import OWN_TEXT, read_documents
 from gqa.convert.device import choose_device
 from gqa.convert.errors import UserError, did_you_mean
 from gqa.convert.moments import Moments, MomentSums, watched
+from gqa.convert.own_text import own_windows
 from gqa.convert.precision import HALVES, dtype_name, is_fast, stored_dtype
 from gqa.convert.pretrained import load_config, load_tokenizer
 from gqa.convert.staged import StagedModel
@@ -40,7 +41,7 @@ class CalibrationOptions:
     """On what text, and how, a checkpoint is calibrated."""
 
     data: str
-    """a text file, a .jsonl or .parquet file, a folder of these, or a dataset on the Hub"""
+    """a text file, a .jsonl or .parquet file, a folder of these or a dataset on the Hub; "self": the model writes it"""
     text_column: str = "text"
     """the key or column that holds the text"""
     subset: str | None = None
@@ -54,7 +55,7 @@ class CalibrationOptions:
     sequence_length: int | None = None
     """tokens of a window (default: 2048, or as many as the model is made for if these are fewer)"""
     seed: int = 0
-    """draws the windows"""
+    """draws the windows, or what the model writes"""
     device: str = "auto"
     """where to compute: auto (the accelerator where there is one), cpu, cuda, cuda:1, mps"""
     dtype: str = "auto"
@@ -65,6 +66,12 @@ class CalibrationOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"calibration: {name} is {value}; it must be at least {least}")
+        if self.data == OWN_TEXT:
+            for name, usual in (("text_column", "text"), ("subset", None), ("split", "train")):
+                if getattr(self, name) != usual:
+                    raise UserError(
+                        f"calibration: {name} is about text that is read; self is the model's, leave it out"
+                    )
         if self.dtype not in _DTYPES:
             near = did_you_mean(self.dtype, _DTYPES)
             raise UserError(f"calibration: unknown dtype {self.dtype!r}{near}; known: {', '.join(_DTYPES)}")
@@ -98,21 +105,38 @@ def settled(checkpoint: Path, options: CalibrationOptions) -> dict[str, str | in
     return {"device": str(device), "dtype": dtype_name(dtype), "sequence_length": length}
 
 
-def calibration_windows(checkpoint: Path, options: CalibrationOptions) -> tuple[Tensor, Tensor]:
+def calibration_windows(
+    checkpoint: Path, options: CalibrationOptions, progress: Progress = lambda *_: None
+) -> tuple[Tensor, Tensor]:
     """Token ids to calibrate on and others, of other documents, to check on: [n, length] and [m, length] int64.
 
-    Windows are drawn from all over the data; see `draw_windows`.
+    Windows are drawn from all over the data, see `draw_windows`, or written by the model, see `own_windows`.
 
     Raises:
-        UserError: the data can't be read or hold too little text; the checkpoint has no tokenizer that fits it.
+        UserError: the data can't be read or hold too little text; the checkpoint has no tokenizer that fits it; the
+            model can't write.
     """
-    config, tokenizer = _class_config(checkpoint), load_tokenizer(checkpoint)
+    config = _class_config(checkpoint)
     length = _window_length(checkpoint, config, options)
-    documents = read_documents(
-        options.data, text_column=options.text_column, subset=options.subset, split=options.split
-    )
     counts = math.ceil(options.tokens / length), math.ceil(options.held_out_tokens / length)
-    train, held_out = draw_windows(documents, tokenizer, length=length, counts=counts, seed=options.seed)
+    if options.data == OWN_TEXT:
+        device, dtype = _computed_in(checkpoint, options)
+        written = own_windows(
+            checkpoint,
+            count=sum(counts),
+            length=length,
+            seed=options.seed,
+            device=device,
+            dtype=dtype,
+            progress=progress,
+        )
+        train, held_out = written.split(counts)
+    else:
+        documents = read_documents(
+            options.data, text_column=options.text_column, subset=options.subset, split=options.split
+        )
+        tokenizer = load_tokenizer(checkpoint)
+        train, held_out = draw_windows(documents, tokenizer, length=length, counts=counts, seed=options.seed)
     if (highest := int(torch.cat([train, held_out]).max())) >= config.vocab_size:
         raise UserError(
             f"the tokenizer of {checkpoint} makes token {highest}, but its model knows {config.vocab_size} tokens; "

@@ -73,7 +73,10 @@ def convert_command(
     ] = False,
     calibration: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Text to measure activations on: a file, a folder, or a dataset's name."),
+        typer.Option(
+            metavar="DATA",
+            help="Text to measure activations on: a file, a folder, a dataset's name, or self: the model writes it.",
+        ),
     ] = None,
     calibration_tokens: Annotated[
         int | None, typer.Option(help="Tokens of it to use.  [default: 65536, or those of --fit]")
@@ -126,6 +129,7 @@ def convert_command(
       gqa-convert --groups 8 ./llama-2-7b              # writes ./llama-2-7b-gqa8
       gqa-convert -g 1 ./llama-2-7b -o ./llama-2-mqa   # multi-query attention
       gqa-convert meta-llama/Llama-2-7b-hf --dry-run   # what each method would lose with each number of KV heads
+      gqa-convert -g 8 --method lowrank --calibration self --fit 65536 ./llama-2-7b   # no data needed
       gqa-convert --groups auto --max-loss 0.05 --method lowrank --calibration text.jsonl ./llama-2-7b
       gqa-convert --to mla --kv-budget 0.125 --calibration text.jsonl --fit 65536 ./llama-2-7b
     """  # noqa: D301 - a raw string would hide \b from click, which then breaks these lines anew

@@ -17,6 +17,9 @@ from gqa.convert.sound import Sound, sound_of
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
+OWN_TEXT = "self"
+"""in place of data to calibrate on: what the model writes itself. A file of that name is ./self"""
+
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _FOLDER_SUFFIXES = (".txt", ".jsonl", ".parquet")
 

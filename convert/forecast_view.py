@@ -119,8 +119,9 @@ def show_recommendation(preview: Preview, checkpoint: str, console: Console) -> 
     _say(console, f"{said}.")
     _say(console, f"  {preview.command(checkpoint)}")
     if options.fit is None and preview.merges and not preview.choice.plan.family.sites:
-        data = "" if preview.calibration else "--calibration DATA "
-        _say(console, f"{data}--fit {_FIT_TOKENS} fits every layer to text afterwards, which regains most of the loss.")
+        text = "that text" if preview.calibration else "text that the model writes"
+        data = "" if preview.calibration else "--calibration self "
+        _say(console, f"{data}--fit {_FIT_TOKENS} fits every layer to {text}, which regains most of the loss.")
 
 
 def show_hint(hint: Hint | None, checkpoint: str, options: ConvertOptions, output: Path, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""A checkpoint's configuration and tokenizer as transformers reads them; what its loaders report, as a sentence."""
+"""A checkpoint's configuration, tokenizer and weights as transformers reads them; its reports, as sentences."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,9 +9,11 @@ from gqa.convert.errors import UserError, did_you_mean, first_line
 from gqa.convert.families.wrappers import WRAPPERS
 from gqa.convert.modeling import register
 from gqa.convert.source import read_config
+from gqa.convert.tensors import weight_files
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_config(
@@ -140,6 +142,47 @@ def quiet_transformers() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+def load_weights(
+    kind: Any, checkpoint: Path, *, dtype: "str | torch.dtype" = "auto", device: "str | torch.device"
+) -> "PreTrainedModel":
+    """The checkpoint as a whole model in evaluation mode, without remote code, but never half.
+
+    Args:
+        kind: the Auto class that loads such a model.
+        checkpoint: the directory of a Hugging Face checkpoint.
+        dtype: "float32", "bfloat16", ...; "auto" keeps the precision it is stored in.
+        device: where its weights go; "meta": nowhere, and they are not read as a whole either.
+
+    Raises:
+        UserError: weights are missing, left over, of the wrong shape or damaged.
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    weight_files(checkpoint)
+    if isinstance(dtype, str) and dtype != "auto":
+        dtype = getattr(torch, dtype)
+    try:
+        # Mismatched shapes are allowed here only so that they come back in the report, which names them.
+        model, report = kind.from_pretrained(
+            checkpoint,
+            dtype=dtype,
+            device_map={"": "meta"} if str(device) == "meta" else None,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except SafetensorError as error:
+        raise UserError(f"a weight file of {checkpoint} is damaged ({error}); restore it") from error
+    except (OSError, ValueError, ImportError) as error:  # ImportError: a quantised one without its library
+        raise UserError(f"{checkpoint} can't be loaded: {first_line(error)}") from error
+    mismatched = {name for name, *_ in report["mismatched_keys"]}
+    missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
+    check_complete(checkpoint, mismatched=mismatched, missing=missing, unexpected=unexpected)
+    assert not report["error_msgs"], report["error_msgs"]
+    return model.to(device).eval()
 
 
 def check_complete(checkpoint: Path, *, mismatched: set[str], missing: set[str], unexpected: set[str]) -> None:

@@ -133,5 +133,5 @@ def preview(choice: Choice, wish: Wish, *, every_layer: bool, progress: Progress
 
 def _measured(plan: Plan, calibration: CalibrationOptions, progress: Progress) -> Iterator[tuple[int, Moments]]:
     quiet_transformers()
-    windows, _ = calibration_windows(plan.checkpoint, calibration)
+    windows, _ = calibration_windows(plan.checkpoint, calibration, progress)
     yield from layer_moments(stage(plan.checkpoint, calibration, own_code=plan.own_code), windows, progress=progress)

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gqa.convert.errors import UserError, first_line
-from gqa.convert.pretrained import check_complete, hears, load_config
-from gqa.convert.tensors import weight_files
+from gqa.convert.errors import UserError
+from gqa.convert.pretrained import hears, load_config, load_weights
 from gqa.eval.teacher import decoder_inputs
 
 if TYPE_CHECKING:
@@ -26,35 +25,11 @@ def load_model(
     Raises:
         UserError: weights are missing, left over, of the wrong shape or damaged; neither kind of model.
     """
-    import torch
-    from safetensors import SafetensorError
-
     config = load_config(checkpoint, encoder_decoder=True)
-    kind = auto_class(config)
-    weight_files(checkpoint)
-    if isinstance(dtype, str) and dtype != "auto":
-        dtype = getattr(torch, dtype)
-    try:
-        # Mismatched shapes are allowed here only so that they come back in the report, which names them.
-        model, report = kind.from_pretrained(
-            checkpoint,
-            dtype=dtype,
-            device_map={"": "meta"} if str(device) == "meta" else None,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-    except SafetensorError as error:
-        raise UserError(f"a weight file of {checkpoint} is damaged ({error}); restore it") from error
-    except (OSError, ValueError, ImportError) as error:  # ImportError: a quantised one without its library
-        raise UserError(f"{checkpoint} can't be loaded: {first_line(error)}") from error
-    mismatched = {name for name, *_ in report["mismatched_keys"]}
-    missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
-    check_complete(checkpoint, mismatched=mismatched, missing=missing, unexpected=unexpected)
-    assert not report["error_msgs"], report["error_msgs"]
+    model = load_weights(auto_class(config), checkpoint, dtype=dtype, device=device)
     if config.is_encoder_decoder:
         _check_start(model, checkpoint)
-    return model.to(device).eval()
+    return model
 
 
 def auto_class(config: "PreTrainedConfig") -> Any:

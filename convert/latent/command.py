@@ -112,7 +112,7 @@ def predicted(plan: LatentPlan, progress: Progress = lambda *_: None) -> Iterato
     """
     calibration, layers = plan.options.calibration, plan.source.shape.num_layers
     if calibration:
-        windows, _ = calibration_windows(plan.source.checkpoint, calibration)
+        windows, _ = calibration_windows(plan.source.checkpoint, calibration, progress)
         for layer, moments in layer_moments(stage(plan.source.checkpoint, calibration), windows, progress=progress):
             yield make_layer(plan, layer, moments)[1]
         return

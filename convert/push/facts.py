@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gqa.convert.data import OWN_TEXT
 from gqa.convert.push.results import Results
 
 
@@ -69,6 +70,8 @@ class Facts:
 
     def data_name(self, data: str) -> str:
         """Data as a reader elsewhere may know them: a dataset by its link, a file by its name without its folders."""
+        if data == OWN_TEXT:
+            return "text that the original wrote itself"
         if data in self.hub_data:
             return f"[{data}](https://huggingface.co/datasets/{data})"
         return f"`{Path(data).name}`"
