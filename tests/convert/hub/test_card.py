@@ -242,6 +242,12 @@ def test_calibration_and_a_fit():
     assert "but for the fit of its layers" in card.text
 
 
+def test_text_of_the_models_own_is_said_to_be_that():
+    card = card_of(stages=[conversion(calibration={"data": "self", "tokens": 65536}, fit={"steps": 1000})])
+    assert "measured on 65,536 tokens of text that the original wrote itself" in card.text
+    assert not card.data.datasets
+
+
 def test_the_mark_tells_a_card_that_was_edited():
     made = make_card(FACTS)
     assert is_as_made(made)
