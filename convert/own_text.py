@@ -47,9 +47,9 @@ def own_windows(
 
     Raises:
         UserError: no causal language model of transformers runs the checkpoint, it has no token to begin with, its
-            weights are damaged, or memory is too small.
+            weights are damaged, its logits are not finite, or memory is too small.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteriaList
+    from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessorList
 
     first = _first_token(checkpoint)
     with _in_memory(checkpoint, device), _seeded(seed, device):
@@ -59,12 +59,12 @@ def own_windows(
         written: list[Tensor] = []
         for rows in torch.arange(count).split(max(1, _TOKENS_AT_ONCE // length)):
             start = torch.full((len(rows), 1), first, device=device)
-            told = _Told(progress, done=int(rows[0]) * length, total=count * length)
+            watch = _Watch(checkpoint, progress, done=int(rows[0]) * length, total=count * length)
             ids = model.generate(
                 input_ids=start,
                 attention_mask=torch.ones_like(start),
                 generation_config=sampling,
-                stopping_criteria=StoppingCriteriaList([told]),
+                logits_processor=LogitsProcessorList([watch]),
             )
             written.append(ids.cpu())
     return torch.cat(written)
@@ -87,15 +87,20 @@ def _first_token(checkpoint: Path) -> int:
     return int(first)
 
 
-class _Told:
-    """A criterion that stops nothing, and tells how far the text is."""
+class _Watch:
+    """Leaves logits as they are, once it is sure that they are numbers, and tells how far the text is."""
 
-    def __init__(self, progress: Progress, *, done: int, total: int) -> None:
-        self._progress, self._done, self._total = progress, done, total
+    def __init__(self, checkpoint: Path, progress: Progress, *, done: int, total: int) -> None:
+        self._checkpoint, self._progress, self._done, self._total = checkpoint, progress, done, total
 
-    def __call__(self, input_ids: Tensor, *_: Any, **__: Any) -> Tensor:
-        self._progress("writing text", self._done + input_ids.numel(), self._total)
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if scores.isnan().any() or scores.isposinf().any():
+            raise UserError(
+                f"the logits of {self._checkpoint} are not finite where it writes; compute in another type "
+                "(--compute-dtype float32), or look for NaN in the weights"
+            )
+        self._progress("writing text", self._done + input_ids.numel() + len(input_ids), self._total)
+        return scores
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from gqa.convert.calibration import CalibrationOptions, calibration_windows
@@ -160,6 +161,14 @@ def test_what_is_no_language_model_is_told(tiny):
     (tiny / "config.json").write_text(json.dumps(config | {"model_type": "vit"}))
     with pytest.raises(UserError, match=r"can't write a text itself \(.* is a vit, .*\); name one with --calibration"):
         windows(tiny, 1, 8)
+
+
+def test_weights_that_are_no_numbers_are_a_sentence(tiny):
+    tensors = load_file(tiny / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight"][2, 3] = torch.nan
+    save_file(tensors, tiny / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"the logits of .* are not finite where it writes; compute in another type"):
+        windows(tiny, 2, 8)
 
 
 def test_memory_that_is_too_small_is_a_sentence(tiny, monkeypatch):
