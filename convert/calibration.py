@@ -132,10 +132,10 @@ def calibration_windows(
         )
         train, held_out = written.split(counts)
     else:
+        tokenizer = load_tokenizer(checkpoint)
         documents = read_documents(
             options.data, text_column=options.text_column, subset=options.subset, split=options.split
         )
-        tokenizer = load_tokenizer(checkpoint)
         train, held_out = draw_windows(documents, tokenizer, length=length, counts=counts, seed=options.seed)
     if (highest := int(torch.cat([train, held_out]).max())) >= config.vocab_size:
         raise UserError(
