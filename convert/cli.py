@@ -121,8 +121,8 @@ def convert_command(
     """Merge the K/V heads of a checkpoint into groups: multi-head in, grouped-query out.
 
     The output loads with stock transformers, or brings the one file of code that it needs. The input is never
-    modified, no model is built and no code of the checkpoint is run; a 70B checkpoint needs the memory of one layer's
-    attention.
+    modified and no code of the checkpoint is run. A 70B checkpoint needs the memory of one layer's attention, with
+    calibration that of a layer and the text's hidden states; only to write text itself (self) is all of it loaded.
 
     \b
     Examples:
