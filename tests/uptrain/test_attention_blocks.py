@@ -1,4 +1,7 @@
-"""Attention by blocks, against transformers' own over the whole mask."""
+"""Attention by blocks, against transformers' own over the whole mask.
+
+In float64, where another order of the sums and another processor's instructions change nothing that can be seen.
+"""
 
 import os
 import shutil
@@ -50,7 +53,8 @@ POSITIONS = {
 @pytest.mark.parametrize("model_type", FAMILIES)
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_it_is_the_same_attention(make_checkpoint: Callable[..., Path], model_type: str, positions: str, keys_seen):
-    model: Any = AutoModelForCausalLM.from_pretrained(make_checkpoint(model_type, **FAMILIES[model_type]))
+    checkpoint = make_checkpoint(model_type, **FAMILIES[model_type])
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float64)
     ids = torch.randint(0, 256, (2, 30), generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids, "position_ids": torch.stack(POSITIONS[positions]), "attention_mask": None}
     expected = states_and_gradients(model, **inputs)
@@ -80,7 +84,7 @@ def test_keys_that_a_block_does_not_see_are_left_out(make_checkpoint: Callable[.
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own, of what its compiler imports
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # of what it asks
 def test_a_compiled_model_uses_it_too(make_checkpoint: Callable[..., Path], keys_seen: list[int]):
-    model: Any = AutoModelForCausalLM.from_pretrained(make_checkpoint())
+    model: Any = AutoModelForCausalLM.from_pretrained(make_checkpoint(), dtype=torch.float64)
     ids = torch.randint(0, 256, (2, 30), generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids, "position_ids": torch.stack(POSITIONS["several"]), "attention_mask": None}
     expected = states_and_gradients(model, **inputs)
