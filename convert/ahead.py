@@ -68,6 +68,8 @@ class LayerStore:
 
 
 Take = Callable[[str], Tensor]
+Text = tuple[Tensor, Tensor]
+"""windows of tokens to calibrate on, and others to check on"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,31 +130,40 @@ def making_of(plan: Plan) -> Making[AttentionWeights]:
 
 
 @contextmanager
-def layers_ahead(making: Making[Weights], output: Path, progress: Progress) -> Iterator[LayerStore]:
+def layers_ahead(
+    making: Making[Weights], output: Path, progress: Progress, text: Text | None = None
+) -> Iterator[LayerStore]:
     """Make all layers of a calibrated conversion, in a folder beside `output` that is gone when the `with` ends well.
 
     A fit that is broken off leaves the folder, and the same conversion goes on from the layers in it.
+
+    Args:
+        making: how.
+        output: where the conversion goes.
+        progress: told what is being done.
+        text: what `calibration_windows` gave for this calibration, where that is known already.
 
     Raises:
         UserError: the calibration data, the checkpoint or the folder can't be used, or the disk is full.
     """
     quiet_transformers()
+
+    def given() -> Text:
+        return text or calibration_windows(making.checkpoint, making.calibration, progress)
+
     if making.fit is None:
-        windows = calibration_windows(making.checkpoint, making.calibration, progress)
+        train, _ = given()
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".layers", dir=output.parent) as folder:
             store = LayerStore(Path(folder))
-            _make_all(making, store, windows[0], progress)
+            _make_all(making, store, train, progress)
             yield store
     else:
-        text = None
-        if making.calibration.data != OWN_TEXT:
-            text = calibration_windows(making.checkpoint, making.calibration)
-        folder = _resumable_folder(output, _key(making, text))
+        read = None if making.calibration.data == OWN_TEXT else given()
+        folder = _resumable_folder(output, _key(making, read))
         with _kept_if_broken_off(folder, making.num_layers):
             store = LayerStore(folder)
             with disk_errors(folder):
-                windows = text or _own_text(making, folder, progress)
-                _fit_all(making, making.fit, store, windows, progress)
+                _fit_all(making, making.fit, store, read or _kept_text(folder, given), progress)
             yield store
 
 
@@ -190,19 +201,19 @@ def _resumable_folder(output: Path, key: str) -> Path:
     return folder
 
 
-def _own_text(making: Making[Weights], folder: Path, progress: Progress) -> tuple[Tensor, Tensor]:
+def _kept_text(folder: Path, write: Callable[[], Text]) -> Text:
     """What the model writes; once it is written it waits in the folder, as a GPU might not write the same again."""
     path = folder / "text.safetensors"
     if not path.exists():
-        train, held_out = calibration_windows(making.checkpoint, making.calibration, progress)
+        train, held_out = write()
         temporary = path.with_suffix(".partial")
         save_file({"train": train.contiguous(), "held_out": held_out.contiguous()}, temporary)
         temporary.replace(path)
-    found = load_file(path)
-    return found["train"], found["held_out"]
+    kept = load_file(path)
+    return kept["train"], kept["held_out"]
 
 
-def _key(making: Making[Weights], text: tuple[Tensor, Tensor] | None) -> str:
+def _key(making: Making[Weights], text: Text | None) -> str:
     """A hash of all that decides what the layers become: the checkpoint, the options, the text and gqa's version.
 
     Text that the model writes itself follows from the others.
@@ -224,7 +235,7 @@ def _fit_all(
     making: Making[Weights],
     options: FitOptions,
     store: LayerStore,
-    windows: tuple[Tensor, Tensor],
+    text: Text,
     progress: Progress,
 ) -> None:
     records: dict[int, dict[str, object]] = {}
@@ -241,7 +252,7 @@ def _fit_all(
         making.original(),
         making.converted(),
         start,
-        windows,
+        text,
         options,
         making.written,
         in_class=making.in_class,

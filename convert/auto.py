@@ -58,7 +58,7 @@ def fewest_groups(
     """Find the fewest KV heads that lose at most `max_loss` nats on the calibration's held-out text.
 
     Args:
-        plan_for: the conversion to so many KV heads.
+        plan_for: the conversion to so many KV heads, with this calibration or with none.
         calibration: the text, and how to run the model on it.
         max_loss: nats a token.
         place_for: a name of its own for that conversion; finished layers wait beside it.
@@ -70,7 +70,8 @@ def fewest_groups(
     quiet_transformers()
     candidates = plan_for(1).group_choices
     first = plan_for(candidates[-1])
-    _, held_out = calibration_windows(first.checkpoint, calibration, progress)
+    text = calibration_windows(first.checkpoint, calibration, progress)
+    _, held_out = text
     original = mean_nll(stage(first.checkpoint, calibration, own_code=first.own_code), held_out, progress=progress)
     losses: dict[int, float] = {}
     stores: dict[int, LayerStore | None] = {}
@@ -80,8 +81,9 @@ def fewest_groups(
             plan, place, said = plan_for(groups), place_for(groups), _naming(groups, progress)
             stores[groups] = None
             if plan.options.calibration:
+                assert plan.options.calibration == calibration
                 place.parent.mkdir(parents=True, exist_ok=True)
-                stores[groups] = kept.enter_context(layers_ahead(making_of(plan), place, said))
+                stores[groups] = kept.enter_context(layers_ahead(making_of(plan), place, said, text))
             losses[groups] = _converted_nll(plan, stores[groups], calibration, held_out, said) - original
             return losses[groups] <= max_loss
 

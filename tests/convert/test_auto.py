@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -130,6 +131,27 @@ def test_a_search_that_is_broken_off_goes_on_with_the_fits_it_has(tied, calibrat
         assert found.plan.options.groups == 2
         assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("fit", [None, FitOptions(steps=2)])
+def test_a_search_writes_its_own_text_once(tied, calibration, tmp_path, fit):
+    before = set(tmp_path.iterdir())
+    own = replace(calibration, data="self", held_out_tokens=64)
+    written = []
+
+    def note(what, done, total):
+        if "writing text" in what and done == total:
+            written.append(what)
+
+    options = ConvertOptions(groups=1, method="lowrank", calibration=own, fit=fit)
+    with search(tied, own, 0.01, tmp_path, options, note) as found:
+        assert found.losses.keys() == {1, 2}
+        layer = {tensor.name: found.layers.take(tensor.name) for tensor in found.plan.merged[0]}
+    assert written == ["writing text"]
+    assert set(tmp_path.iterdir()) == before
+    convert(tied, tmp_path / "out", replace(options, groups=2))  # which writes the same
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in layer.items())
 
 
 def test_the_loss_of_other_layers_is_that_of_the_written_checkpoint(checkpoint, tmp_path):
