@@ -2,13 +2,15 @@
 
 Of a file up to 64 MiB the record has the SHA-256. A larger one is sampled: to read every byte of a checkpoint back
 would take longer than to convert it, and weights that are cut short, exchanged or trained further differ in their size
-or in the sample. `gqa-push`, which reads every byte anyway, puts the whole SHA-256 in the sample's place.
+or in the sample. Merges of heads differ in few tensors, so every tensor has its part in the sample. `gqa-push`, which
+reads every byte anyway, puts the whole SHA-256 in the sample's place.
 """
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -17,10 +19,12 @@ WHOLE_BYTES = 64 << 20
 """the largest file that is hashed whole when it is made"""
 _BLOCK = 1 << 16
 _BLOCKS = 16
+_PAGE = 1 << 12
 _CHUNK = 1 << 20
+_HEADER_LIMIT = 100_000_000  # bytes, safetensors' own
 
 Record = dict[str, int | str]
-"""`size` in bytes, and `sha256` of the whole file or `sampled_sha256` of 16 blocks of 64 KiB spread evenly over it"""
+"""`size` in bytes, and `sha256` of the whole file or the `sampled_sha256` of what `feed_sample` reads of it"""
 
 
 def record_files(directory: Path, *, leave_out: str) -> dict[str, Record]:
@@ -52,12 +56,41 @@ def same_sample(path: Path, record: Record) -> bool:
 
 
 def feed_sample(digest: "_Hash", path: Path) -> None:
-    """Put the first and the last 64 KiB of a file, and 14 blocks between them, into `digest`."""
+    """Put a sample of a file into `digest`: 16 blocks of 64 KiB, spread evenly from the first to the last.
+
+    Of safetensors also the header, and the first and the last 4 KiB of every tensor.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         for index in range(_BLOCKS):
             file.seek(max(size - _BLOCK, 0) * index // (_BLOCKS - 1))
             digest.update(file.read(_BLOCK))
+        if path.suffix == ".safetensors":
+            header = _header(file, size)
+            digest.update(header)
+            for start, end in _spans(header, size):
+                for place in (start, max(start, end - _PAGE)):
+                    file.seek(place)
+                    digest.update(file.read(min(_PAGE, end - start)))
+
+
+def _header(file: BinaryIO, size: int) -> bytes:
+    """The header of a safetensors file, with the 8 bytes that say how long it is; nothing if it has none."""
+    file.seek(0)
+    length = file.read(8)
+    number = int.from_bytes(length, "little")
+    return length + file.read(number) if number <= min(size - 8, _HEADER_LIMIT) else b""
+
+
+def _spans(header: bytes, size: int) -> list[tuple[int, int]]:
+    """Where the tensors lie in a file of that size and header; none if it is damaged, which is for others to say."""
+    try:
+        records = [record for name, record in json.loads(header[8:]).items() if name != "__metadata__"]
+        spans = sorted((int(start), int(end)) for start, end in (record["data_offsets"] for record in records))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return []
+    first = len(header)
+    return [(first + start, first + end) for start, end in spans if 0 <= start <= end <= size - first]
 
 
 def _record(path: Path) -> Record:

@@ -99,10 +99,10 @@ def versions() -> dict[str, str]:
 
 
 def fingerprint(checkpoint: Path) -> str:
-    """A SHA-256 that tells checkpoints apart in milliseconds, whatever their size.
+    """A SHA-256 that tells checkpoints apart in moments, whatever their size.
 
-    It covers `config.json` whole, and of every weight file the name, the size and 16 blocks of 64 KiB spread evenly
-    over it (the first holds the safetensors header). It identifies a checkpoint; it does not prove every byte.
+    It covers `config.json` whole, and of every weight file the name, the size and a sample in which every tensor has a
+    part (`feed_sample` says which). It identifies a checkpoint; it does not prove every byte.
     """
     digest = hashlib.sha256()
     digest.update((checkpoint / "config.json").read_bytes())

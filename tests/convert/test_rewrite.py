@@ -289,6 +289,13 @@ def test_the_fingerprint_sees_weights_and_configuration(checkpoint):
     assert fingerprint(checkpoint) not in (before, changed)
 
 
+def test_checkpoints_that_differ_in_their_kv_heads_alone_have_fingerprints_of_their_own(make_checkpoint, tmp_path):
+    large = make_checkpoint(hidden_size=64, intermediate_size=4096, num_attention_heads=8, num_key_value_heads=8)
+    for method in ("mean", "first", "random"):
+        convert(large, tmp_path / method, ConvertOptions(groups=1, method=method))
+    assert len({fingerprint(tmp_path / method) for method in ("mean", "first", "random")}) == 3
+
+
 def test_overwrite_replaces_the_whole_directory(checkpoint, tmp_path):
     output = tmp_path / "out"
     output.mkdir()
