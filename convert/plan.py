@@ -376,7 +376,9 @@ def _in_writing_order(
 
 def _layer_plan(place: Place, layer: Layer, after: list[OutputTensor], options: ConvertOptions) -> LayerPlan:
     shape = place.shape
-    before = [layer[name] for name in kv_shapes(place.family, shape) if name in layer]
+    names = kv_shapes(place.family, shape).keys()
+    before = [layer[name] for name in names if name in layer]
+    after = [tensor for tensor in after if tensor.name.removeprefix(place.prefix) in names]
     share = Fraction(place.kv_heads, shape.num_kv_heads)  # the rest are repetitions
     numbers_before = int(share * sum(math.prod(entry.shape) for entry in before))
     numbers_after = sum(math.prod(tensor.shape) for tensor in after)

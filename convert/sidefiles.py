@@ -21,14 +21,19 @@ def copy_side_files(checkpoint: Path, work: Path) -> None:
         UserError: a link leads out of the checkpoint, or a file can't be read.
     """
     skipped = weight_names(checkpoint) | {"config.json", FILE_NAME}
-    for path in sorted(checkpoint.iterdir()):
-        if path.name in _FOLDERS and path.is_dir():
-            (work / path.name).mkdir()
-            copy_side_files(path, work / path.name)
-        elif path.name not in skipped and not path.name.startswith(".") and not path.is_dir():
-            source = inside(checkpoint, path.name)
+    _copy_files(checkpoint, "", skipped, work)
+    for folder in _FOLDERS:
+        if (checkpoint / folder).is_dir():
+            (work / folder).mkdir()
+            _copy_files(checkpoint, folder, set(), work)
+
+
+def _copy_files(checkpoint: Path, folder: str, skipped: set[str], work: Path) -> None:
+    for path in sorted((checkpoint / folder).iterdir()):
+        if path.name not in skipped and not path.name.startswith(".") and not path.is_dir():
+            source = inside(checkpoint, path.name, folder=folder)
             if source.stat().st_size <= _SIZE_LIMIT:
-                shutil.copyfile(source, work / path.name)
+                shutil.copyfile(source, work / folder / path.name)
 
 
 def write_config(work: Path, config: dict[str, Any]) -> None:

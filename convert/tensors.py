@@ -7,6 +7,7 @@ directory, and pickled files are read with torch's restricted unpickler, which r
 import json
 import math
 import mmap
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,12 +133,12 @@ def _read_index(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def inside(checkpoint: Path, name: str, index: Path | None = None) -> Path:
-    """The file `name` of the checkpoint, refused when it lies elsewhere.
+def inside(checkpoint: Path, name: str, index: Path | None = None, *, folder: str = "") -> Path:
+    """The file `name` of the checkpoint, or of a `folder` in it, refused when it lies elsewhere.
 
     The Hub's cache keeps a snapshot as links into `blobs` beside it; those links, and only those, may lead out.
     """
-    path = checkpoint / name
+    path = checkpoint / folder / name
     said_by = f"{index}: " if index else ""
     if Path(name).name != name or name == "..":
         raise UserError(
@@ -148,7 +149,9 @@ def inside(checkpoint: Path, name: str, index: Path | None = None) -> Path:
     if not real.is_relative_to(root) and not real.is_relative_to(blobs):
         raise UserError(f"{path} is a link to {real}, outside the checkpoint's directory; put the file itself there")
     if not path.is_file():
-        raise UserError(f"shard {path} is missing; download it again")
+        kind = "shard " if index else ""
+        what = "no file, or a link to nothing" if os.path.lexists(path) else "missing"
+        raise UserError(f"{kind}{path} is {what}; download it again")
     return path
 
 

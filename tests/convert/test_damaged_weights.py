@@ -101,6 +101,18 @@ def test_side_file_that_is_a_link_out(refuse, checkpoint, tmp_path):
     refuse("-g", 2, checkpoint, says="outside the checkpoint's directory; put the file itself there")
 
 
+def test_folder_that_is_a_link_out(refuse, checkpoint, tmp_path):
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "id_rsa").write_text("secret")
+    (checkpoint / "additional_chat_templates").symlink_to(tmp_path / "secrets")
+    refuse("-g", 2, checkpoint, says="outside the checkpoint's directory; put the file itself there")
+
+
+def test_side_file_that_is_a_link_to_nothing(refuse, checkpoint):
+    (checkpoint / "NOTICE").symlink_to(checkpoint / "notice.txt")
+    refuse("-g", 2, checkpoint, says="NOTICE is no file, or a link to nothing; download it again")
+
+
 def test_missing_tensor(refuse, checkpoint):
     edit_tensors(checkpoint, lambda tensors: tensors.pop(K_PROJ))
     refuse("-g", 2, checkpoint, says=f"tensor {K_PROJ} is missing from the checkpoint")

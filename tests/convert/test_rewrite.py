@@ -210,6 +210,20 @@ def test_side_files_are_copied_byte_for_byte(checkpoint, tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (checkpoint / name).read_bytes()
 
 
+def test_a_snapshot_of_the_hub_is_links_into_its_blobs(checkpoint, tmp_path):
+    snapshot, blobs = tmp_path / "hub" / "snapshots" / "abc", tmp_path / "hub" / "blobs"
+    folder = snapshot / "additional_chat_templates"
+    blobs.mkdir(parents=True)
+    folder.mkdir(parents=True)
+    (blobs / "template").write_text("{{ tool }}")
+    (folder / "tool.jinja").symlink_to("../../../blobs/template")
+    for path in checkpoint.iterdir():
+        (blobs / path.name).write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    convert(snapshot, tmp_path / "out", ConvertOptions(groups=2))
+    assert (tmp_path / "out" / "additional_chat_templates" / "tool.jinja").read_text() == "{{ tool }}"
+
+
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
 def test_modes_follow_the_umask(checkpoint, tmp_path, umask):
     (checkpoint / "tokenizer.json").chmod(0o600)
@@ -337,6 +351,8 @@ def test_command_line(checkpoint, tmp_path):
     assert report["cache_bytes_per_token_before"] == 2 * 2 * 8 * 8 * 4  # K and V, layers, heads, head dim, float32
     assert report["cache_bytes_per_token_after"] == 2 * 2 * 2 * 8 * 4
     assert report["parameters_saved"] == 2 * 2 * 6 * 8 * 48
+    rewritten = CliRunner().invoke(app, ["-g", "2", "--method", "lowrank", "--dry-run", str(checkpoint), "--json"])
+    assert json.loads(rewritten.stdout)["parameters_saved"] == report["parameters_saved"]  # q and o keep their size
     assert len(report["layers"]) == 2
     assert (tmp_path / "ckpt-gqa2" / "config.json").is_file()
 
