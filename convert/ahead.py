@@ -22,7 +22,7 @@ from torch import Tensor
 from gqa.convert.attention import AttentionWeights
 from gqa.convert.calibration import CalibrationOptions, Progress, calibration_windows, layer_moments, stage
 from gqa.convert.data import OWN_TEXT
-from gqa.convert.directory import disk_errors, write_atomically
+from gqa.convert.directory import disk_errors, made_parents, write_atomically
 from gqa.convert.errors import UserError
 from gqa.convert.fit import fit_layers
 from gqa.convert.layerfit import FitOptions
@@ -34,6 +34,8 @@ from gqa.convert.pretrained import quiet_transformers
 from gqa.convert.provenance import fingerprint, versions
 from gqa.convert.residual import Weights, Written
 from gqa.convert.staged import StagedModel
+
+_TEXT = "text.safetensors"
 
 
 class LayerStore:
@@ -153,29 +155,36 @@ def layers_ahead(
 
     if making.fit is None:
         train, _ = given()
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".layers", dir=output.parent) as folder:
-            store = LayerStore(Path(folder))
+        prefix = f".{output.name}."
+        with (
+            made_parents(output),
+            tempfile.TemporaryDirectory(prefix=prefix, suffix=".layers", dir=output.parent) as name,
+        ):
+            store = LayerStore(Path(name))
             _make_all(making, store, train, progress)
             yield store
     else:
         read = None if making.calibration.data == OWN_TEXT else given()
-        folder = _resumable_folder(output, _key(making, read))
-        with _kept_if_broken_off(folder, making.num_layers):
-            store = LayerStore(folder)
-            with disk_errors(folder):
-                _fit_all(making, making.fit, store, read or _kept_text(folder, given), progress)
-            yield store
+        with made_parents(output):
+            folder = _resumable_folder(output, _key(making, read))
+            with _kept_if_broken_off(folder, making.num_layers):
+                store = LayerStore(folder)
+                with disk_errors(folder):
+                    _fit_all(making, making.fit, store, read or _kept_text(folder, given), progress)
+                yield store
 
 
 @contextmanager
 def _kept_if_broken_off(folder: Path, num_layers: int) -> Iterator[None]:
-    """Remove the folder at a good end; at a bad one only if no layer is in it, and tell the user of it otherwise."""
+    """Remove the folder at a good end; at a bad one only if nothing is in it yet, and tell the user of it otherwise."""
     try:
         yield
     except BaseException as error:
         done = len(LayerStore(folder).records)
-        kept = f"{done} of {num_layers} layers are kept in {folder}; the same command goes on from there"
-        if done == 0:
+        has_text = (folder / _TEXT).exists()
+        what = f"{done} of {num_layers} layers are" if done else "the text that it wrote is"
+        kept = f"{what} kept in {folder}; the same command goes on from there"
+        if not done and not has_text:
             shutil.rmtree(folder, ignore_errors=True)
         elif isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(kept) from error
@@ -194,7 +203,7 @@ def _resumable_folder(output: Path, key: str) -> Path:
     folder = output.with_name(f"{output.name}.layers-{key[:8]}")
     marker = folder / "key"
     if not folder.exists() or not any(folder.iterdir()):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         write_atomically(marker, key)
     elif not (marker.is_file() and marker.read_text() == key):
         raise UserError(f"{folder} holds no layers of this conversion, which would keep them there; move it away")
@@ -203,7 +212,7 @@ def _resumable_folder(output: Path, key: str) -> Path:
 
 def _kept_text(folder: Path, write: Callable[[], Text]) -> Text:
     """What the model writes; once it is written it waits in the folder, as a GPU might not write the same again."""
-    path = folder / "text.safetensors"
+    path = folder / _TEXT
     if not path.exists():
         train, held_out = write()
         temporary = path.with_suffix(".partial")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gqa.convert.ahead import LayerStore, layers_ahead, making_of
+from gqa.convert.ahead import LayerStore, Text, layers_ahead, making_of
 from gqa.convert.calibration import CalibrationOptions, Progress, calibration_windows, stage
 from gqa.convert.errors import UserError
 from gqa.convert.loss import mean_nll
@@ -34,14 +34,14 @@ class Chosen:
     losses: Mapping[int, float]
     """by KV heads, every one measured: nats a token more than the original's"""
     max_loss: float
-    tokens: int
-    """how many tokens of held-out text"""
+    text: Text
+    """that was calibrated on, and the held-out text that was measured on"""
 
     def record(self) -> dict[str, object]:
         """What `gqa.json` says of the search."""
         return {
             "max_loss": self.max_loss,
-            "held_out_tokens": self.tokens,
+            "held_out_tokens": self.text[1].numel(),
             "original_nll": self.original_nll,
             "losses": [{"groups": groups, "loss": loss} for groups, loss in sorted(self.losses.items())],
         }
@@ -82,7 +82,6 @@ def fewest_groups(
             stores[groups] = None
             if plan.options.calibration:
                 assert plan.options.calibration == calibration
-                place.parent.mkdir(parents=True, exist_ok=True)
                 stores[groups] = kept.enter_context(layers_ahead(making_of(plan), place, said, text))
             losses[groups] = _converted_nll(plan, stores[groups], calibration, held_out, said) - original
             return losses[groups] <= max_loss
@@ -95,7 +94,7 @@ def fewest_groups(
                 original_nll=original,
                 losses=losses,
                 max_loss=max_loss,
-                tokens=held_out.numel(),
+                text=text,
             )
     if groups is None:
         raise UserError(_too_much(losses, max_loss, first))

@@ -21,6 +21,7 @@ from gqa.convert.moments import Moments, MomentSums, watched
 from gqa.convert.own_text import own_windows
 from gqa.convert.precision import HALVES, dtype_name, is_fast, stored_dtype
 from gqa.convert.pretrained import load_config, load_tokenizer
+from gqa.convert.seeds import check_seed
 from gqa.convert.staged import StagedModel
 from gqa.convert.windows import draw_windows
 
@@ -66,6 +67,7 @@ class CalibrationOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"calibration: {name} is {value}; it must be at least {least}")
+        check_seed(self.seed)
         if self.data == OWN_TEXT:
             for name, usual in (("text_column", "text"), ("subset", None), ("split", "train")):
                 if getattr(self, name) != usual:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from gqa.convert.ahead import LayerStore
+from gqa.convert.ahead import LayerStore, Text
 from gqa.convert.auto import Chosen, fewest_groups
 from gqa.convert.budget import groups_within
 from gqa.convert.calibration import CalibrationOptions, Progress
@@ -44,7 +44,7 @@ class Wish:
                 "how many KV heads to keep? give --groups N, --kv-budget SHARE, or --groups auto with --max-loss; "
                 "--dry-run shows what each number would lose"
             )
-        if self.groups not in (None, "auto") and not str(self.groups).lstrip("-").isdecimal():
+        if self.groups not in (None, "auto") and not str(self.groups).removeprefix("-").isdecimal():
             raise UserError(f"groups is {self.groups!r}; give a number of KV heads, or auto")
         if self.groups != "auto":
             if self.max_loss is not None:
@@ -84,6 +84,8 @@ class Choice:
     """how the number came about, for whoever asked for something else than a number"""
     layers: LayerStore | None = None
     """finished layers, where measuring has made them"""
+    text: Text | None = None
+    """what was measured on, where anything was"""
     record: Mapping[str, object] = field(default_factory=dict)
     """what `gqa.json` says of it"""
 
@@ -127,10 +129,11 @@ def chosen(
         assert wish.max_loss is not None
 
         def place_for(groups: int) -> Path:
-            output = output_for(groups)
-            check_output(output, [checkpoint], overwrite=overwrite)
-            return output.with_name(f"{output.name}.{groups}")  # the output may be the same for all
+            output = output_for(groups)  # which may be the same for all
+            return output.with_name(f"{output.name}.{groups}")
 
+        for groups in () if wish.optional else choices:  # before hours of fitting
+            check_output(output_for(groups), [checkpoint], overwrite=overwrite)
         search = fewest_groups(plan_for, wish.calibration, wish.max_loss, place_for, progress)
         with disk_errors(output_for(choices[-1])), search as found:
             yield Choice(
@@ -138,6 +141,7 @@ def chosen(
                 groups=found.plan.options.groups,
                 sentences=tuple(_measured(found, heads)),
                 layers=found.layers,
+                text=found.text,
                 record={"auto": found.record()},
             )
     elif wish.kv_budget is not None:
@@ -151,9 +155,8 @@ def chosen(
 
 
 def _measured(found: Chosen, heads: str) -> Iterator[str]:
-    yield (
-        f"Measured on {found.tokens:,} held-out tokens: {found.original_nll:.4f} nats a token with {heads} KV heads."
-    )
+    tokens = found.text[1].numel()
+    yield f"Measured on {tokens:,} held-out tokens: {found.original_nll:.4f} nats a token with {heads} KV heads."
     for groups, loss in sorted(found.losses.items(), reverse=True):
         verdict = "within" if loss <= found.max_loss else "more than"
         taken = ", taken" if groups == found.plan.options.groups else ""

@@ -175,7 +175,7 @@ def convert_command(
         fitting = None if fit is None else build_options(FitOptions, {**steps, "seed": seed}, COMMAND_LINE)
         measured = build_options(CalibrationOptions, sampling, COMMAND_LINE) if calibration else None
         silent = quiet or as_json
-        console = Console(quiet=silent)
+        console = Console(quiet=silent, markup=False, emoji=False)  # paths may look like either
         if to != "gqa":
             from gqa.convert.latent.command import LatentCommand, check_target
 

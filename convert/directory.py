@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gqa.convert.errors import UserError
@@ -23,12 +23,19 @@ def check_output(output: Path, inputs: list[Path], *, overwrite: bool) -> None:
             raise UserError(
                 f"the output {output} is the input {path}, inside it, or around it; choose another with --output"
             )
+    with disk_errors(output):
+        _check_place(output, overwrite=overwrite)
+
+
+def _check_place(output: Path, *, overwrite: bool) -> None:
     if output.is_symlink() or output.exists():
         if not overwrite:
             raise UserError(f"the output {output} exists; choose another with --output, or replace it with --overwrite")
         if output.is_symlink() or not output.is_dir():
             raise UserError(f"the output {output} is not a directory; --overwrite replaces directories only")
     parent = _existing_parent(output)
+    if not parent.is_dir():
+        raise UserError(f"{parent} is not a directory, so {output} can't be made; choose another place with --output")
     if not os.access(parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise UserError(f"no permission to write into {parent}; choose another place with --output")
 
@@ -61,6 +68,10 @@ def disk_errors(output: Path) -> Iterator[None]:
             ) from None
         if error.errno == errno.EIO:
             raise UserError(f"a file could not be read or written ({error}); nothing was kept") from None
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"the name {output} is too long for the disk; choose a shorter one") from None
+        if error.errno in (errno.EBUSY, errno.EXDEV):
+            raise _irreplaceable(output) from None
         raise
 
 
@@ -68,24 +79,61 @@ def disk_errors(output: Path) -> Iterator[None]:
 def atomic_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty directory beside `target` that becomes `target` when the block ends well.
 
-    On any exception, Ctrl-C and SIGTERM included, it is removed and `target` stays as it was. With `overwrite` the
-    old directory is moved aside first and deleted only after the new one is in place.
+    On any exception, Ctrl-C and SIGTERM included, it is removed and `target` stays as it was, as do the directories
+    around it. With `overwrite` the old directory is moved aside first and deleted only after the new one is in place.
+
+    Raises:
+        UserError: `target` is a directory that can't be replaced.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    work.chmod(0o777 & ~current_umask())
+    if overwrite and (target.is_mount() or Path.cwd().is_relative_to(target.resolve())):
+        raise _irreplaceable(target)  # before anything is computed; paths would lead nowhere from a directory moved
+    with made_parents(target):
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        work.chmod(0o777 & ~current_umask())
+        try:
+            yield work
+            sync_tree(work)
+            if overwrite and target.exists():
+                _replace(target, work)
+            else:
+                work.rename(target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def made_parents(target: Path) -> Iterator[None]:
+    """Make the directories that `target` lies in, for as long as there is something in them."""
+    missing = [parent for parent in target.parents if not parent.exists()]
     try:
-        yield work
-        sync_tree(work)
-        if overwrite and target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-            target.rename(old / target.name)
-            work.rename(target)
-            shutil.rmtree(old)
-        else:
-            work.rename(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        for parent in missing:
+            with suppress(OSError):  # it is not empty, or was never made
+                parent.rmdir()
+
+
+def _replace(target: Path, work: Path) -> None:
+    """Put `work` in the place of `target`, which comes back if that fails."""
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    aside = old / target.name
+    try:
+        target.rename(aside)
+        work.rename(target)
+    except BaseException:
+        if os.path.lexists(aside) and not os.path.lexists(target):
+            aside.rename(target)
+        shutil.rmtree(old)
+        raise
+    shutil.rmtree(old)
+
+
+def _irreplaceable(output: Path) -> UserError:
+    return UserError(
+        f"the output {output} can't be replaced, as it is a mount point, in use, or where this command runs; choose "
+        "another, or run it elsewhere"
+    )
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

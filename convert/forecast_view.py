@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from gqa.convert.budget import PerLayer
 from gqa.convert.choosing import Choice
@@ -13,8 +14,8 @@ from gqa.convert.forecast import LITTLE, Forecast
 from gqa.convert.hint import Hint
 from gqa.convert.method import traits_of
 from gqa.convert.plan import ConvertOptions
-from gqa.convert.preview import Preview, command_for
-from gqa.convert.view import show_plan
+from gqa.convert.preview import Preview, can_write, command_for
+from gqa.convert.view import as_word, show_plan
 
 _FIT_TOKENS = 65536
 
@@ -60,9 +61,9 @@ def show_forecast(forecast: Forecast, console: Console) -> None:
         _say(console, sentence)
 
 
-def _best_bold(forecast: Forecast, method: str, groups: int) -> str:
+def _best_bold(forecast: Forecast, method: str, groups: int) -> Text:
     figure = f"{forecast.total(method, groups):.2f}"
-    return f"[bold]{figure}[/bold]" if method == forecast.best_method(groups) else figure
+    return Text(figure, style="bold" if method == forecast.best_method(groups) else "")
 
 
 def _explained(forecast: Forecast) -> list[str]:
@@ -119,8 +120,9 @@ def show_recommendation(preview: Preview, checkpoint: str, console: Console) -> 
     _say(console, f"{said}.")
     _say(console, f"  {preview.command(checkpoint)}")
     if options.fit is None and preview.merges and not preview.choice.plan.family.sites:
-        text = "that text" if preview.calibration else "text that the model writes"
-        data = "" if preview.calibration else "--calibration self "
+        own = preview.calibration is None and can_write(preview.choice.plan)
+        text = "text that the model writes" if own else "that text"
+        data = "" if preview.calibration else f"--calibration {'self' if own else 'DATA'} "
         _say(console, f"{data}--fit {_FIT_TOKENS} fits every layer to {text}, which regains most of the loss.")
 
 
@@ -142,7 +144,7 @@ def show_hint(hint: Hint | None, checkpoint: str, options: ConvertOptions, outpu
         f"{hint.better_kept:.0%} (a sample):",
     )
     beside = output.with_name(f"{output.name}-{hint.better}")
-    _say(console, f"  {command_for(checkpoint, replace(options, method=hint.better), '-o', str(beside))}")
+    _say(console, f"  {command_for(checkpoint, replace(options, method=hint.better), '-o', as_word(beside))}")
 
 
 def _say(console: Console, sentence: str) -> None:

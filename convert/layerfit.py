@@ -17,6 +17,7 @@ from torch import Tensor
 from gqa.convert.errors import UserError
 from gqa.convert.muon import Muon
 from gqa.convert.residual import Residual, Weights
+from gqa.convert.seeds import check_seed, seed_of_layer
 from gqa.convert.streams import Streams, passes
 
 _TOKENS_AT_ONCE = 8192  # through the layer with gradients
@@ -50,6 +51,7 @@ class FitOptions:
             raise UserError(f"fit: learning_rate is {self.learning_rate}; it must lie between 0 and 1")
         if self.noise is not None and self.noise < 0:
             raise UserError(f"fit: noise is {self.noise}; it must be at least 0")
+        check_seed(self.seed)
 
     def windows_of_a_step(self, hidden_size: int, length: int) -> int:
         """Windows of `length` tokens that a step goes over."""
@@ -165,7 +167,7 @@ def _descent(
     device, train = converted.device, train.near(converted.device)
     parts = {name: part.to(device).requires_grad_() for name, part in start.parts().items()}
     optimiser = Muon(parts.values())
-    seed = options.seed * 1_000_003 + layer
+    seed = seed_of_layer(options.seed, layer)
     shaking = torch.Generator(device).manual_seed(seed)
     numbers = passes(len(train), torch.Generator().manual_seed(seed))
     length, hidden_size = train.original.shape[1:]

@@ -14,6 +14,7 @@ from gqa.convert.layout import all_tensors, read_layer
 from gqa.convert.method import Merge, method_for
 from gqa.convert.moments import Moments
 from gqa.convert.plan import Plan
+from gqa.convert.precision import narrowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,10 @@ def disk_tensors(plan: Plan, layer: int, weights: AttentionWeights) -> dict[str,
     assert weights.num_kv_heads == plan.options.groups
     tensors = all_tensors(plan.places[layer].family, weights)
     prefix = plan.places[layer].prefix
-    return {tensor.name: tensors[tensor.name.removeprefix(prefix)].to(tensor.dtype) for tensor in plan.merged[layer]}
+    return {
+        tensor.name: narrowed(tensor.name, tensors[tensor.name.removeprefix(prefix)], tensor.dtype)
+        for tensor in plan.merged[layer]
+    }
 
 
 def _load(plan: Plan, layer: int) -> dict[str, Tensor]:

@@ -51,7 +51,7 @@ def own_windows(
     """
     from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessorList
 
-    first = _first_token(checkpoint)
+    first = first_token(checkpoint)
     with _in_memory(checkpoint, device), _seeded(seed, device):
         model: Any = load_weights(AutoModelForCausalLM, checkpoint, dtype=dtype, device=device)
         model.generation_config = GenerationConfig()  # its own would fill in what ours leaves open
@@ -70,10 +70,10 @@ def own_windows(
     return torch.cat(written)
 
 
-def _first_token(checkpoint: Path) -> int:
+def first_token(checkpoint: Path) -> int:
     """What a text begins with, for a model that can write one."""
     try:
-        load_config(checkpoint)
+        known = load_config(checkpoint).vocab_size
     except UserError as error:
         why = str(error).partition(";")[0]
         raise UserError(f"{checkpoint} can't write a text itself ({why}); name one with --calibration DATA") from None
@@ -83,6 +83,11 @@ def _first_token(checkpoint: Path) -> int:
         raise UserError(
             f"{checkpoint} can't write a text itself, as its tokenizer has no token that one begins with or ends on; "
             "name one with --calibration DATA"
+        )
+    if first >= known:
+        raise UserError(
+            f"the tokenizer of {checkpoint} begins a text with token {first}, but its model knows {known} tokens; "
+            "restore the tokenizer that belongs to the model"
         )
     return int(first)
 

@@ -30,6 +30,7 @@ from gqa.convert.layout import (
 from gqa.convert.method import method_names, traits_of
 from gqa.convert.places import Place, freedoms_of, places
 from gqa.convert.precision import dtype_name
+from gqa.convert.seeds import check_seed
 from gqa.convert.tensors import FLOATS
 from gqa.convert.writer import OutputTensor
 
@@ -74,6 +75,7 @@ class ConvertOptions:
             raise UserError(
                 f"method {self.method} has no use for calibration; leave it out, or choose one of {knowing}"
             )
+        check_seed(self.seed)
         _ = self.torch_dtype, self.max_shard_bytes
 
     @property

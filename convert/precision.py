@@ -9,7 +9,9 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from gqa.convert.errors import UserError
 from gqa.convert.tensors import read_entries
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -25,6 +27,25 @@ def is_fast(dtype: torch.dtype, device: torch.device) -> bool:
     if dtype == torch.bfloat16 and device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return dtype == torch.float16 or device.type != "mps"  # Apple's first two generations have no bfloat16
+
+
+def narrowed(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor called `name` in `dtype`.
+
+    Raises:
+        UserError: a number in it is too large for that.
+    """
+    cast = tensor.to(dtype)
+    floats = dtype.is_floating_point and tensor.is_floating_point()
+    if floats and 2 * torch.finfo(dtype).max < torch.finfo(tensor.dtype).max:  # bfloat16 reaches as far as float32
+        lost = cast.isinf() & tensor.isfinite()
+        if lost.any():
+            largest = tensor[lost].abs().max().item()
+            raise UserError(
+                f"{name} holds {largest:.4g}, more than a {dtype_name(dtype)} can; take --dtype bfloat16, or leave "
+                "--dtype out"
+            )
+    return cast
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -176,7 +176,7 @@ def load_weights(
         )
     except SafetensorError as error:
         raise UserError(f"a weight file of {checkpoint} is damaged ({error}); restore it") from error
-    except (OSError, ValueError, ImportError) as error:  # ImportError: a quantised one without its library
+    except (OSError, ValueError, TypeError, ImportError) as error:  # ImportError: a quantised one without its library
         raise UserError(f"{checkpoint} can't be loaded: {first_line(error)}") from error
     mismatched = {name for name, *_ in report["mismatched_keys"]}
     missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])

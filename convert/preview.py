@@ -8,12 +8,15 @@ from typing import Any
 from gqa.convert.budget import PerLayer, per_layer
 from gqa.convert.calibration import CalibrationOptions, Progress, calibration_windows, layer_moments, stage
 from gqa.convert.choosing import Choice, Wish
+from gqa.convert.errors import UserError
 from gqa.convert.forecast import Forecast, forecast
 from gqa.convert.layerfit import FitOptions
 from gqa.convert.method import traits_of
 from gqa.convert.moments import Moments
+from gqa.convert.own_text import first_token
 from gqa.convert.plan import ConvertOptions, Plan
-from gqa.convert.pretrained import quiet_transformers
+from gqa.convert.pretrained import load_weights, quiet_transformers
+from gqa.convert.view import as_word
 
 _OF_THE_SOURCE = ("checkpoint", "model_type", "rewritten_from", "num_heads", "kv_heads_before", "head_dim")
 """what a plan's JSON says of the checkpoint, whatever is made of it"""
@@ -84,7 +87,7 @@ def command_for(checkpoint: str, options: ConvertOptions, *more: str) -> str:
         options: how to convert; what they say of calibration and fit is left out.
         more: words to stand at its end.
     """
-    words = ["gqa-convert", checkpoint, "--groups", str(options.groups), "--method", options.method]
+    words = ["gqa-convert", as_word(checkpoint), "--groups", str(options.groups), "--method", options.method]
     if options.grouping != "auto":
         words += ["--grouping", options.grouping]
     if options.encoder:
@@ -94,6 +97,21 @@ def command_for(checkpoint: str, options: ConvertOptions, *more: str) -> str:
     if options.dtype:
         words += ["--dtype", options.dtype]
     return shlex.join([*words, *more])
+
+
+def can_write(plan: Plan) -> bool:
+    """Whether the model can write the text of `--calibration self`, as far as is known without running it."""
+    from transformers import AutoModelForCausalLM
+
+    if not plan.original_runs:
+        return False
+    quiet_transformers()
+    try:
+        first_token(plan.checkpoint)
+        load_weights(AutoModelForCausalLM, plan.checkpoint, device="meta")
+    except UserError:
+        return False
+    return True
 
 
 def _calibration_words(calibration: CalibrationOptions, fit: FitOptions | None) -> Iterator[str]:
@@ -122,7 +140,7 @@ def preview(choice: Choice, wish: Wish, *, every_layer: bool, progress: Progress
     """
     plan = choice.plan
     layers = range(len(plan.places)) if every_layer else None
-    moments = None if wish.calibration is None else _measured(plan, wish.calibration, progress)
+    moments = None if wish.calibration is None else _measured(choice, wish.calibration, progress)
     found = forecast(plan, layers=layers, moments=moments, progress=progress)
     gain = None
     if wish.kv_budget is not None:
@@ -131,7 +149,8 @@ def preview(choice: Choice, wish: Wish, *, every_layer: bool, progress: Progress
     return Preview(choice=choice, calibration=wish.calibration, forecast=found, per_layer=gain)
 
 
-def _measured(plan: Plan, calibration: CalibrationOptions, progress: Progress) -> Iterator[tuple[int, Moments]]:
+def _measured(choice: Choice, calibration: CalibrationOptions, progress: Progress) -> Iterator[tuple[int, Moments]]:
     quiet_transformers()
-    windows, _ = calibration_windows(plan.checkpoint, calibration, progress)
+    plan = choice.plan
+    windows, _ = choice.text or calibration_windows(plan.checkpoint, calibration, progress)
     yield from layer_moments(stage(plan.checkpoint, calibration, own_code=plan.own_code), windows, progress=progress)

@@ -47,18 +47,32 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, not JSON, or not an object.
     """
-    path = checkpoint / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(checkpoint / "config.json")
     except FileNotFoundError:
         raise UserError(f"{checkpoint} has no config.json; name the directory of a Hugging Face checkpoint") from None
+
+
+def read_object(path: Path, named: str | Path = "") -> dict[str, Any]:
+    """The JSON object that the file `path` holds.
+
+    Args:
+        path: the file, which is there.
+        named: what errors call it, where it is the copy of another.
+
+    Raises:
+        UserError: it can't be read, is not JSON, or not an object.
+    """
+    named = named or path
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
     except PermissionError:
-        raise UserError(f"no permission to read {path}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); restore it from the original checkpoint") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path} holds a {type(config).__name__}, not a JSON object; restore it")
-    return config
+        raise UserError(f"no permission to read {named}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{named} is not JSON ({error}); restore it from the original checkpoint") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{named} holds a {type(found).__name__}, not a JSON object; restore it")
+    return found
 
 
 def wanted_files(files: Iterable[str]) -> list[str]:

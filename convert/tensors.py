@@ -175,7 +175,7 @@ def _read_safetensors(path: Path) -> dict[str, TensorEntry]:
         entries = {name: _entry(path, 8 + length, name, record) for name, record in records.items()}
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} has a corrupt header ({error!r}); download it again") from None
     end = 8 + length
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].nbytes)):

@@ -1,5 +1,7 @@
 """How a plan and its result look in a terminal."""
 
+import shlex
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import mean
@@ -31,13 +33,13 @@ def show_plan(plan: Plan, console: Console) -> None:
 def show_result(plan: Plan, output: Path, seconds: float, console: Console) -> None:
     """What was made, what it saves, and what to do next."""
     data = "SPEECH" if plan.family.hears else "TEXT"
-    compared = f"{plan.checkpoint} {output}" if plan.original_runs else str(output)
+    compared = [plan.checkpoint, output] if plan.original_runs else [output]
     if all(layer.kv_heads_after % layer.kv_heads_before == 0 for layer in plan.layers):
         console.print(
             f"Wrote {output} in {seconds:.1f} s: {plan.options.groups} KV heads, none of them merged. To compare:",
             soft_wrap=True,
         )
-        console.print(f"  gqa-eval {compared} --data {data}", soft_wrap=True, highlight=False)
+        _show_command(console, "gqa-eval", *compared, "--data", data)
         return
     heads = span([place.kv_heads for place in plan.places])
     console.print(
@@ -48,15 +50,31 @@ def show_result(plan: Plan, output: Path, seconds: float, console: Console) -> N
     show_what_follows(plan.options, output, console, compared=compared, data=data)
 
 
-def show_what_follows(options: ConvertOptions, output: Path, console: Console, *, compared: str, data: str) -> None:
+def show_what_follows(
+    options: ConvertOptions, output: Path, console: Console, *, compared: Sequence[Path], data: str
+) -> None:
     """What the fit did, if there was one, and what to do next: compare those with that text."""
     if options.fit:
         console.print(_what_the_fit_did(output), soft_wrap=True)
         console.print("What is left can be uptrained away. Next:", soft_wrap=True)
     else:
         console.print("A conversion loses quality until it is uptrained. Next:", soft_wrap=True)
-    console.print(f"  gqa-eval {compared} --data {data}", soft_wrap=True, highlight=False)
-    console.print(f"  gqa-uptrain {output} --data {data} --max-tokens N", soft_wrap=True, highlight=False)
+    _show_command(console, "gqa-eval", *compared, "--data", data)
+    _show_command(console, "gqa-uptrain", output, "--data", data, "--max-tokens", "N")
+
+
+def _show_command(console: Console, *words: str | Path) -> None:
+    console.print(f"  {command_line(*words)}", soft_wrap=True, highlight=False)
+
+
+def command_line(*words: str | Path) -> str:
+    """The words as a shell takes them; what is a path is one there, too, where it begins with a dash."""
+    return shlex.join(as_word(word) if isinstance(word, Path) else word for word in words)
+
+
+def as_word(path: str | Path) -> str:
+    """A path as a word of a command line, which doesn't begin with a dash as options do."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
 
 
 def _what_the_fit_did(output: Path) -> str:

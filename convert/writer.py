@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gqa.convert.derived import Entry
+from gqa.convert.precision import narrowed
 from gqa.convert.tensors import DTYPE_NAMES, TensorEntry
 from gqa.convert.transfer import copy_range, write_at
 
@@ -202,7 +203,7 @@ def _values(tensor: OutputTensor, produce: Produce) -> Iterator[memoryview]:
     """The bytes of a tensor that is produced, or that is cast on the way, a piece at a time."""
     if tensor.source is not None:
         for piece in tensor.source.pieces(_CAST_ELEMENTS):
-            yield _bytes(piece.to(tensor.dtype))
+            yield _bytes(narrowed(tensor.name, piece, tensor.dtype))
         return
     value = produce(tensor.name)
     assert (tuple(value.shape), value.dtype) == (tensor.shape, tensor.dtype), tensor.name

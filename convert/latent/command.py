@@ -23,7 +23,7 @@ from gqa.convert.plan import ConvertOptions
 from gqa.convert.pretrained import quiet_transformers
 from gqa.convert.source import resolve_checkpoint
 from gqa.convert.uneven import span
-from gqa.convert.view import show_what_follows, size
+from gqa.convert.view import command_line, show_what_follows, size
 
 
 def check_target(to: str, **of_heads: object) -> None:
@@ -97,7 +97,7 @@ class LatentCommand:
             forecast = [{"keys": damage.keys[0], "values": damage.values[0]} for damage in damages]
             return plan.to_json() | {"forecast": forecast, "output": None}
         seconds = time.monotonic() - started
-        compared = f"{source} {target}" if plan.source.original_runs else str(target)
+        compared = [source, target] if plan.source.original_runs else [target]
         console.print(f"Wrote {target} in {seconds:.1f} s.", soft_wrap=True)
         console.print(_readers(plan, target), soft_wrap=True, highlight=False)
         show_what_follows(plan.options, target, console, compared=compared, data="TEXT")
@@ -142,7 +142,8 @@ def _readers(plan: LatentPlan, target: Path) -> str:
         return f"Only transformers runs it; no engine holds it as a deepseek_v3: {plan.no_engine}."
     if shape.has_constant:
         return "Only transformers runs it; what llama.cpp, mlx-lm and vLLM run is made with --model-type deepseek_v3."
-    said = f"Engines run it too; for llama.cpp: gqa-export gguf {target} {target.name}.gguf"
+    command = command_line("gqa-export", "gguf", target, Path(f"{target.name}.gguf"))
+    said = f"Engines run it too; for llama.cpp: {command}"
     if (shape.kv_rank, shape.rope_dim) in VLLM_SIZES:
         return said
     sizes = " or ".join(f"--kv-rank {rank} --rope-dim {rope}" for rank, rope in VLLM_SIZES)

@@ -16,6 +16,7 @@ from gqa.convert.latent.weights import LatentWeights
 from gqa.convert.merging import load_layer
 from gqa.convert.moments import Moments
 from gqa.convert.ondemand import LayersOnDemand, Made
+from gqa.convert.precision import narrowed
 
 
 def make_layer(plan: LatentPlan, layer: int, moments: Moments | None = None) -> tuple[LatentWeights, Damage]:
@@ -37,7 +38,9 @@ def stored_tensors(plan: LatentPlan, layer: int, weights: LatentWeights) -> dict
     """The tensors of a layer's attention as the output has them, by full name."""
     made = _all_tensors(plan, weights)
     prefix = plan.source.prefixes[layer]
-    return {item.name: made[item.name.removeprefix(prefix)].to(item.dtype) for item in plan.merged[layer]}
+    return {
+        item.name: narrowed(item.name, made[item.name.removeprefix(prefix)], item.dtype) for item in plan.merged[layer]
+    }
 
 
 def latent_layers(plan: LatentPlan) -> LayersOnDemand:

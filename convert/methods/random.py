@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gqa.convert.attention import AttentionWeights
 from gqa.convert.method import Merge
+from gqa.convert.seeds import seed_of_layer
 
 
 def merge(weights: AttentionWeights, asked: Merge) -> AttentionWeights:
@@ -15,7 +16,7 @@ def merge(weights: AttentionWeights, asked: Merge) -> AttentionWeights:
     Projections are normal with the standard deviation of the layer's own (so that what follows sees its usual
     range), biases zero, key norms one. The same seed and layer give the same numbers.
     """
-    generator = torch.Generator().manual_seed(asked.seed * 1_000_003 + asked.layer)
+    generator = torch.Generator().manual_seed(seed_of_layer(asked.seed, asked.layer))
     return replace(
         weights,
         k=_draw(weights.k, asked.groups, generator),

@@ -104,7 +104,7 @@ def test_a_loss_that_nothing_keeps_is_refused_and_leaves_nothing(make_checkpoint
     options = ConvertOptions(groups=1, method="first", calibration=calibration, fit=FitOptions(steps=1))
     with (
         pytest.raises(UserError, match=r"method first loses .* nats even with 4 KV heads, .* --method lowrank"),
-        search(checkpoint, calibration, -1000, tmp_path, options),
+        search(checkpoint, calibration, -1000, tmp_path / "new" / "deep", options),
     ):
         pass
     assert set(tmp_path.iterdir()) == before
@@ -189,5 +189,12 @@ def test_command_line(tied, calibration, tmp_path):
     again = CliRunner().invoke(app, [*arguments, "--json"])
     assert (again.exit_code, again.stdout) == (2, "")
     assert "exists" in again.stderr
+    (tied.parent / "tied-mqa").mkdir()  # a number that is merely tried: said before anything is run
+    (written / "gqa.json").rename(tied.parent / "kept")
+    assert "tied-mqa exists" in CliRunner().invoke(app, arguments).stderr
+    dry = CliRunner().invoke(app, [*arguments, "--dry-run", "--json"])
+    assert json.loads(dry.stdout)["groups"] == 2
+    (tied.parent / "kept").rename(written / "gqa.json")
+    (tied.parent / "tied-mqa").rmdir()
     report = json.loads(CliRunner().invoke(app, [*arguments, "--json", "--overwrite"]).stdout)
     assert report["auto"]["losses"][1]["groups"] == report["groups"] == 2

@@ -28,7 +28,14 @@ def test_no_config(refuse, checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("{", "is not JSON"), ("[]", "holds a list"), ("\xff", "is not JSON"), ("{}", "no model_type")]
+    ("text", "says"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "holds a list"),
+        ("\xff", "is not JSON"),
+        ("{}", "no model_type"),
+        pytest.param("[" * 200_000, "is not JSON (maximum recursion depth exceeded", id="deep"),
+    ],
 )
 def test_config_of_another_kind(refuse, checkpoint, text, says):
     (checkpoint / "config.json").write_text(text, encoding="latin-1")
@@ -88,6 +95,20 @@ def test_refused_model_type(refuse, checkpoint):
 def test_config_that_does_not_fit(refuse, checkpoint, key, value, says):
     edit_config(checkpoint, **{key: value})
     refuse("-g", 2, checkpoint, says=says)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("hidden_act", "x", "'x'"),
+        ("intermediate_size", -1, "negative dimension -1"),
+        ("pad_token_id", 9999, "Padding_idx must be within num_embeddings"),
+    ],
+)
+def test_config_that_no_class_can_be_made_of(refuse, checkpoint, key, value, says):
+    edit_config(checkpoint, **{key: value})
+    refuse("-g", 2, "--method", "lowrank", checkpoint, says=f"no model can be made of the config.json of {checkpoint}")
+    refuse("-g", 2, "--method", "lowrank", checkpoint, says=says)
 
 
 def test_missing_optional_tensor_in_one_layer(refuse, named, tmp_path):

@@ -58,6 +58,7 @@ def header_of(text: bytes, data: bytes = b"") -> bytes:
         (b"\xff" * 64, "is truncated or not a safetensors file"),
         (header_of(b"not JSON at all"), "has a corrupt header"),
         (header_of(b'["list"]'), "has a corrupt header"),
+        pytest.param(header_of(b'{"a":' + b"[" * 200_000), "has a corrupt header", id="deep"),
         (header_of(b'{"a": {"dtype": "F32"}}'), "has a corrupt header"),
         (header_of(b'{"a": {"dtype": "F4", "shape": [1], "data_offsets": [0, 1]}}', b"1"), "dtype F4"),
         (header_of(b'{"a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 1]}}', b"1"), "has 1 bytes"),

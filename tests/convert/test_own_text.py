@@ -156,6 +156,32 @@ def test_who_has_no_token_to_begin_with_is_told(tiny, make_tokenizer):
         calibration_windows(tiny, OWN)
 
 
+def test_an_end_of_text_that_the_model_does_not_know_is_told(tiny, make_tokenizer):
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([f"<more {number}>" for number in range(320)])
+    tokenizer.eos_token = "<more 319>"
+    tokenizer.save_pretrained(tiny)
+    with pytest.raises(UserError, match=r"begins a text with token \d+, but its model knows 320 tokens; restore"):
+        calibration_windows(tiny, OWN)
+
+
+def test_a_generation_config_that_is_none_is_a_sentence(tiny):
+    (tiny / "generation_config.json").write_text("[1, 2]")
+    with pytest.raises(UserError, match="can't be loaded"):
+        windows(tiny, 1, 8)
+
+
+def test_text_waits_before_there_is_a_layer(tiny, tmp_path, monkeypatch):
+    options = ConvertOptions(groups=2, calibration=OWN, fit=FitOptions(steps=8, step_tokens=64))
+    with monkeypatch.context() as patched:
+        patched.setattr("gqa.convert.fit.fit_layer", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt, match=r"the text that it wrote is kept in .*; the same command goes on"):
+            convert(tiny, tmp_path / "out", options)
+    monkeypatch.setattr("gqa.convert.calibration.own_windows", lambda *_, **__: pytest.fail("written again"))
+    convert(tiny, tmp_path / "out", options)
+    assert not list(tmp_path.glob("out.layers-*"))
+
+
 def test_what_is_no_language_model_is_told(tiny):
     config = json.loads((tiny / "config.json").read_text())
     (tiny / "config.json").write_text(json.dumps(config | {"model_type": "vit"}))

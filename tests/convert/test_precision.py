@@ -7,7 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gqa.convert import precision
-from gqa.convert.precision import HALVES, dtype_name, is_fast, stored_dtype
+from gqa.convert.errors import UserError
+from gqa.convert.plan import ConvertOptions
+from gqa.convert.precision import HALVES, dtype_name, is_fast, narrowed, stored_dtype
+from gqa.convert.rewrite import convert
 
 CPU = torch.device("cpu")
 
@@ -52,3 +55,23 @@ def test_the_stored_dtype_is_that_of_most_bytes(make_checkpoint):
     tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
     save_file(tensors, path, {"format": "pt"})
     assert dtype_name(stored_dtype(checkpoint)) == "bfloat16"
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.0.self_attn.v_proj.weight"])
+def test_what_float16_can_not_hold_is_not_cast_to_it(make_checkpoint, tmp_path, name):
+    checkpoint = make_checkpoint(dtype=torch.bfloat16)
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors[name][3] = 3e5
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    before = set(tmp_path.iterdir())
+    with pytest.raises(UserError, match=rf"{name} holds .*, more than a float16 can; take --dtype bfloat16"):
+        convert(checkpoint, tmp_path / "out", ConvertOptions(groups=1, dtype="float16"))
+    assert set(tmp_path.iterdir()) == before
+    convert(checkpoint, tmp_path / "out", ConvertOptions(groups=1, dtype="float32"))
+
+
+def test_infinity_stays_what_it_is():
+    numbers = torch.tensor([1.0, torch.inf, -torch.inf])
+    assert narrowed("mask", numbers, torch.float16).tolist() == numbers.tolist()
+    with pytest.raises(UserError, match="mask holds 7e\\+04"):
+        narrowed("mask", torch.tensor([7e4]), torch.float16)

@@ -10,6 +10,7 @@ import gguf
 import pytest
 import sentencepiece
 import torch
+from edits import edit_tensors
 from transformers import AutoModelForCausalLM, Qwen2Tokenizer
 
 from gqa.convert.errors import UserError
@@ -184,6 +185,87 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
+MISFITS: list[tuple[dict[str, Any], str]] = [
+    ({"num_hidden_layers": 3}, r"lacks tensors: model\.layers\.2\.input_layernorm\.weight, .* and 6 more"),
+    ({"num_hidden_layers": 1}, r"that its model class doesn't know: model\.layers\.1\.input_layernorm\.weight, "),
+    ({"hidden_size": 64}, r"of the wrong shape: lm_head\.weight, model\.embed_tokens\.weight, "),
+    ({"vocab_size": 400}, r"of the wrong shape: lm_head\.weight, model\.embed_tokens\.weight; its config.json is of"),
+    ({"num_key_value_heads": 4}, r"of the wrong shape: model\.layers\.0\.self_attn\.k_proj\.weight, "),
+    ({"attention_bias": True}, r"lacks tensors: model\.layers\.0\.self_attn\.k_proj\.bias, "),
+    ({"num_attention_heads": 0}, "no model can be made of the config.json of|transformers can't read"),
+    ({"max_position_embeddings": None}, "transformers can't read .*config.json: .*'max_position_embeddings'"),
+    ({"max_position_embeddings": -1}, r"says what no GGUF can hold \(argument out of range\); mend it"),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), MISFITS, ids=[str(changes) for changes, _ in MISFITS])
+def test_weights_of_another_configuration_are_refused(changes: dict[str, Any], sentence: str, gqa: Callable[..., Path]):
+    directory = gqa("llama", **BASE)
+    edit(directory / "config.json", **changes)
+    with pytest.raises(UserError, match=sentence):
+        exported(directory)
+    assert [path.name for path in directory.parent.iterdir()] == ["gqa"]
+
+
+def test_a_phi_whose_head_has_no_bias_is_refused(gqa: Callable[..., Path]):
+    directory = gqa("gpt_neox", rotary_pct=0.5)
+    edit_tensors(directory, lambda tensors: tensors.pop("lm_head.bias"))
+    with pytest.raises(UserError, match=r"lacks tensors: lm_head\.bias; its config.json is of another model"):
+        exported(directory)
+
+
+def test_a_head_of_its_own_must_be_there_and_names_may_lack_the_base(gqa: Callable[..., Path]):
+    directory = gqa("llama", **BASE)
+
+    def without_head(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["lm_head.weight"]
+        for name in list(tensors):
+            tensors[name.removeprefix("model.")] = tensors.pop(name)
+
+    edit_tensors(directory, without_head)
+    with pytest.raises(UserError, match=r"lacks tensors: lm_head\.weight"):
+        exported(directory)
+    edit(directory / "config.json", tie_word_embeddings=True)
+    names = {tensor.name for tensor in gguf.GGUFReader(exported(directory)).tensors}
+    assert {"token_embd.weight", "blk.1.attn_k.weight", "output_norm.weight"} < names
+    assert "output.weight" not in names
+
+
+def test_angles_that_old_checkpoints_carry_are_left_out(gqa: Callable[..., Path]):
+    directory = gqa("llama", **BASE)
+    before = {tensor.name for tensor in gguf.GGUFReader(exported(directory)).tensors}
+    edit_tensors(
+        directory, lambda tensors: tensors.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)})
+    )
+    assert {tensor.name for tensor in gguf.GGUFReader(exported(directory, overwrite=True)).tensors} == before
+
+
+DAMAGED: list[tuple[str, str, str]] = [
+    ("tokenizer.json", "{oops", r"tokenizer\.json is not JSON"),
+    ("tokenizer.json", "[]", r"tokenizer\.json holds a list, not a JSON object"),
+    ("tokenizer.json", "{}", r"tokenizer\.json is damaged, restore it: 'model'"),
+    (
+        "tokenizer.json",
+        '{"model": {"type": "BPE", "vocab": 3}, "pre_tokenizer": {"type": "ByteLevel"}}',
+        r"tokenizer\.json is damaged, restore it: ",
+    ),
+    ("tokenizer.json", '{"model": {"type": "BPE"}, "pre_tokenizer": 3}', r"tokenizer\.json is damaged, restore it: "),
+    ("tokenizer_config.json", "{oops", r"tokenizer_config\.json is not JSON"),
+    ("tokenizer_config.json", '{"eos_token": "\\ud800", "chat_template": "\\ud800"}', "says what no GGUF can hold"),
+    ("chat_template.json", "[]", "says of its special tokens and chat template can't be used"),
+    ("tokenizer.model", "junk", r"the tokenizer\.model or added_tokens\.json of .* can't be used"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "sentence"), DAMAGED, ids=[f"{name} {text}" for name, text, _ in DAMAGED])
+def test_a_damaged_tokenizer_is_one_sentence(name: str, text: str, sentence: str, gqa: Callable[..., Path]):
+    directory = gqa("llama", **BASE)
+    (directory / name).write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        exported(directory)
+    assert [path.name for path in directory.parent.iterdir()] == ["gqa"]
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("name", "changes", "sentence"), REFUSED, ids=[sentence[:30] for *_, sentence in REFUSED])
 def test_what_the_file_could_not_say_is_refused(
@@ -202,13 +284,11 @@ def test_pre_names_the_rule(gqa: Callable[..., Path]):
     assert fields(exported(directory, pre="smollm"))["tokenizer.ggml.pre"] == "smollm"
 
 
-def test_a_tensor_without_a_place_is_refused(gqa: Callable[..., Path]):
-    from safetensors.torch import load_file, save_file
-
+@pytest.mark.parametrize("name", ["model.layers.0.extra.weight", "model.layers.0.self_attn.k_proj.bias"])
+def test_a_tensor_that_the_class_does_not_have_is_refused(name: str, gqa: Callable[..., Path]):
     directory = gqa("llama", **BASE)
-    tensors = load_file(directory / "model.safetensors") | {"model.layers.0.extra.weight": torch.zeros(2)}
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"llama.cpp has no place for tensor model.layers.0.extra.weight in a llama"):
+    edit_tensors(directory, lambda tensors: tensors.update({name: torch.zeros(16)}))
+    with pytest.raises(UserError, match=f"has tensors that its model class doesn't know: {name}"):
         exported(directory)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from edits import edit_tensors
+from edits import edit_config, edit_tensors
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -110,6 +110,22 @@ def test_where_llama_cpp_wants_plain_queries_they_are(latent):
     assert "deepseek2.attention.q_lora_rank" not in said
     assert "blk.7.attn_q.weight" in tensors
     assert "blk.7.attn_q_a.weight" not in tensors
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"kv_lora_rank": 20}, r"kv_a_layernorm\.weight"),
+        ({"qk_nope_head_dim": 12}, r"kv_b_proj\.weight"),
+        ({"v_head_dim": 12}, r"kv_b_proj\.weight"),
+    ],
+)
+def test_weights_of_another_configuration_are_refused(changes, name, latent):
+    directory = latent()
+    edit_config(directory, **changes)
+    with pytest.raises(UserError, match=rf"has tensors of the wrong shape: model\.layers\.0\.self_attn\.{name}"):
+        written(directory)
+    assert not list(directory.parent.glob("*.gguf"))
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(0.0, "float32"), (1e-6, "float16"), (1e9, "float16")])

@@ -136,3 +136,13 @@ def test_a_damaged_tokenizer_is_a_sentence(saved, tmp_path):
     with pytest.raises(UserError, match=r"the tokenizer of .* can't be loaded"):
         convert(checkpoint, tmp_path / "out", ConvertOptions(groups=1))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("text", "sentence"), [("{oops", "is not JSON"), ("[]", "holds a list, not a JSON object")])
+def test_damaged_settings_of_a_tokenizer_are_a_sentence(text, sentence, saved, tokenizer, tmp_path):
+    checkpoint = saved("gpt_neox")
+    tokenizer.save(str(checkpoint / "tokenizer.json"))
+    (checkpoint / "tokenizer_config.json").write_text(text)
+    with pytest.raises(UserError, match=rf"tokenizer_config\.json of the checkpoint {sentence}"):
+        convert(checkpoint, tmp_path / "out", ConvertOptions(groups=2))
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.name]

@@ -286,6 +286,27 @@ def test_heads_that_are_named_are_found_where_they_went(seq2seq_named, tmp_path,
         torch.testing.assert_close(after[layer][:, place], before[layer][:, head], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{oops", "is not JSON"),
+        ("[]", "holds a list, not a JSON object"),
+        ('"x"', "holds a str, not a JSON object"),
+        ('{"alignment_heads": "x"}', r"alignment_heads is no list of pairs, \[layer, head\], of whole numbers from 0"),
+        ('{"alignment_heads": [[1]]}', "alignment_heads is no list of pairs"),
+        ('{"alignment_heads": [["0", 1]]}', "alignment_heads is no list of pairs"),
+        ('{"alignment_heads": [[0.5, 1]]}', "alignment_heads is no list of pairs"),
+        ('{"alignment_heads": [[-9, 1]]}', "alignment_heads is no list of pairs"),
+    ],
+)
+def test_heads_that_are_named_otherwise_are_a_sentence(text, sentence, seq2seq_named, tmp_path):
+    source = saved(seq2seq_named("whisper").stock(), tmp_path / "stock")
+    (source / "generation_config.json").write_text(text)
+    with pytest.raises(UserError, match=rf"stock/generation_config\.json:? {sentence}"):
+        convert(source, tmp_path / "out", ConvertOptions(groups=2, method="lowrank"))
+    assert [path.name for path in tmp_path.iterdir()] == ["stock"]
+
+
 def heads_named_in(path: Path) -> list[list[int]]:
     return json.loads((path / "generation_config.json").read_text())["alignment_heads"]
 
@@ -311,6 +332,15 @@ class TestTokenizers:
         convert(seq2seq_checkpoint, tmp_path / "out", ConvertOptions(groups=2))
         assert {name: (tmp_path / "out" / name).read_bytes() for name in written} == written
         assert type(AutoTokenizer.from_pretrained(tmp_path / "out")) is PreTrainedTokenizerFast
+
+    @pytest.mark.parametrize("text", ["{oops", "[]"])
+    def test_damaged_settings_are_a_sentence(self, text, seq2seq_named, make_tokenizer, tmp_path):
+        source = saved(seq2seq_named("t5").stock(), tmp_path / "stock")
+        make_tokenizer().save_pretrained(source)
+        (source / "tokenizer_config.json").write_text(text)
+        with pytest.raises(UserError, match=r"tokenizer_config\.json of the checkpoint (is not|holds a list, not)"):
+            convert(source, tmp_path / "out", ConvertOptions(groups=2))
+        assert [path.name for path in tmp_path.iterdir()] == ["stock"]
 
     def test_one_that_does_not_is_named(self, seq2seq_checkpoint, seq2seq, make_tokenizer, texts, tmp_path):
         made = make_tokenizer() if seq2seq.model_type in ("bart", "marian", "whisper") else unigrams()
