@@ -5,9 +5,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gqa.convert.errors import UserError
 from gqa.convert.plan import Plan
+from gqa.convert.source import read_object
 
 _FILE, _SITE = "generation_config.json", "cross-attention"
+
+
+def check_named_heads(plan: Plan, work: Path) -> None:
+    """Refuse settings that `renumber_heads` can't use, before the work on weights begins.
+
+    Args:
+        plan: the conversion.
+        work: where the settings are copied already.
+
+    Raises:
+        UserError: the settings are damaged, or name heads otherwise than by their numbers.
+    """
+    _read(plan, work)
 
 
 def renumber_heads(plan: Plan, records: Mapping[int, Mapping[str, Any]], work: Path) -> None:
@@ -17,12 +32,13 @@ def renumber_heads(plan: Plan, records: Mapping[int, Mapping[str, Any]], work: P
         plan: the conversion.
         records: of every layer, with the order of its old KV heads.
         work: where the settings are copied already.
+
+    Raises:
+        UserError: as `check_named_heads`.
     """
-    key, path = plan.family.named_heads, work / _FILE
-    if key is None or not path.is_file():
+    settings, named = _read(plan, work)
+    if not named:
         return
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    named: list[list[int]] = settings.get(key) or []
     crossing = [number for number, place in enumerate(plan.places) if place.site and place.site.name == _SITE]
     places = [_new_places(records[number]["order"], plan.shape.num_heads) for number in crossing]
     known = [
@@ -30,8 +46,29 @@ def renumber_heads(plan: Plan, records: Mapping[int, Mapping[str, Any]], work: P
     ]  # some files name others' too
     renamed = [[at[0], places[at[0]][at[1]]] if here else at for at, here in zip(named, known, strict=True)]
     if renamed != named:
-        text = json.dumps(settings | {key: renamed}, indent=2, ensure_ascii=False)
-        path.write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(settings | {plan.family.named_heads: renamed}, indent=2, ensure_ascii=False)
+        (work / _FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _read(plan: Plan, work: Path) -> tuple[dict[str, Any], list[list[int]]]:
+    """The settings, and the heads that they name."""
+    key, path = plan.family.named_heads, work / _FILE
+    if key is None or not path.is_file():
+        return {}, []
+    settings = read_object(path, plan.checkpoint / _FILE)
+    named = settings.get(key) or []
+    if not _are_numbers(named):
+        raise UserError(
+            f"{plan.checkpoint / _FILE}: {key} is no list of pairs, [layer, head], of whole numbers from 0; "
+            "restore it, or take it out"
+        )
+    return settings, named
+
+
+def _are_numbers(named: Any) -> bool:
+    """Whether heads are named as they should be, [[layer, head], ...]."""
+    pairs = isinstance(named, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in named)
+    return pairs and all(type(number) is int and number >= 0 for pair in named for number in pair)
 
 
 def _new_places(order: Sequence[int], num_heads: int) -> list[int]:

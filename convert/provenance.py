@@ -54,7 +54,7 @@ def read_stages(checkpoint: Path) -> list[dict[str, Any]]:
         if document["format"] != FORMAT:
             raise UserError(f"{path} has format {document['format']}; this version reads {FORMAT}: upgrade gqa")
         return list(document["stages"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is not a provenance file ({error}); remove it or restore it") from error

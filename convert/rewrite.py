@@ -13,7 +13,7 @@ from gqa.convert.config import converted_config, converted_wrapper_config
 from gqa.convert.directory import atomic_directory, check_output, check_space, disk_errors
 from gqa.convert.family import kv_settings
 from gqa.convert.modeling import single_file
-from gqa.convert.named_heads import renumber_heads
+from gqa.convert.named_heads import check_named_heads, renumber_heads
 from gqa.convert.ondemand import LayersOnDemand, merged_layers
 from gqa.convert.plan import ConvertOptions, Plan, plan_conversion
 from gqa.convert.provenance import new_stage, read_stages, write_stages
@@ -77,6 +77,7 @@ def write_conversion(
     with ExitStack() as to_the_end, new_checkpoint(plan.checkpoint, output, room, overwrite=overwrite) as work:
         if plan.rewritten_from:
             _write_tokenizer(plan, work)
+        check_named_heads(plan, work)
         made = to_the_end.enter_context(_made(plan, output, progress)) if layers is None else layers
         write_shards(work, plan_shards(plan.tensors, plan.options.max_shard_bytes), made.take, advance)
         if plan.own_code:

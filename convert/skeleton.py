@@ -17,11 +17,12 @@ from torch import Tensor
 
 from gqa.convert.checkpoint import Checkpoint
 from gqa.convert.derived import Entry
+from gqa.convert.errors import UserError, first_line
 from gqa.convert.family import kv_settings
-from gqa.convert.pretrained import check_complete, load_config
+from gqa.convert.pretrained import check_complete, damage, load_config
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -44,21 +45,34 @@ def empty_model(
     Raises:
         UserError: transformers has no class for it, or its configuration doesn't fit the class.
     """
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
     config = load_config(opened.path, None if opened.config is opened.on_disk else opened.config, wrapped=True)
     for key, value in kv_settings(opened.family, num_kv_heads).items():
         setattr(config, key, value)
     config.use_cache = False
     if dtype == torch.float64:
         config._experts_implementation = "eager"  # the fused expert kernels know no float64
-    with init_empty_weights(include_buffers=False):  # buffers are computed by the class and stand in no file
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = class_of(config, opened.path, dtype)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
     return model.requires_grad_(False).eval()
+
+
+def class_of(config: "PreTrainedConfig", checkpoint: Path, dtype: torch.dtype) -> "PreTrainedModel":
+    """Transformers' class of that configuration, parameters on the meta device.
+
+    Raises:
+        UserError: the configuration doesn't fit the class.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    what = f"no model can be made of the config.json of {checkpoint}"
+    try:
+        with damage(what), init_empty_weights(include_buffers=False):  # those are computed and stand in no file
+            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except AssertionError as error:  # so torch refuses a padding token beyond the vocabulary
+        raise UserError(f"{what}: {first_line(error)}") from error
 
 
 @contextmanager

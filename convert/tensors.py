@@ -124,7 +124,7 @@ def _indexed(index: Path, weight_map: dict[str, str], shard: str, entries: Mappi
 def _read_index(path: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a shard index ({error!r}); download it again") from None
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError(f"{path}: weight_map does not map tensor names to file names; download it again")

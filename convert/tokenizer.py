@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gqa.convert.errors import UserError
 from gqa.convert.pretrained import load_tokenizer, quiet_transformers
+from gqa.convert.source import read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,6 +54,9 @@ def name_tokenizer(config: Mapping[str, Any], work: Path, name: str) -> None:
         config: config.json of the original, which may say it too.
         work: where the files are.
         name: the class that the model type would have said.
+
+    Raises:
+        UserError: its settings are damaged.
     """
     said = _read(work / _CONFIG)
     if "tokenizer_class" in said or config.get("tokenizer_class"):
@@ -72,7 +76,7 @@ def _check_read(checkpoint: Path, tokenizer: "PreTrainedTokenizerBase", found: l
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_object(path, f"{path.name} of the checkpoint") if path.is_file() else {}
 
 
 def _write(path: Path, config: dict[str, Any]) -> None:

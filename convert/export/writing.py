@@ -1,7 +1,8 @@
 """A checkpoint becomes one GGUF file: described first, then its tensors one at a time; whole or not at all."""
 
 import importlib.util
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,10 @@ from gqa.convert.export.latent import latent_pieces
 from gqa.convert.export.options import ExportOptions
 from gqa.convert.export.piece import Piece, stored_dtype
 from gqa.convert.export.vocabulary import add_vocabulary
+from gqa.convert.pretrained import check_complete, damage
+from gqa.convert.skeleton import class_of
 from gqa.convert.source import read_config
-from gqa.convert.tensors import read_entries
+from gqa.convert.tensors import TensorEntry, read_entries
 
 if TYPE_CHECKING:
     import torch
@@ -72,19 +75,37 @@ def _configuration(checkpoint: Path) -> "PreTrainedConfig":
     from transformers import AutoConfig
 
     told = read_config(checkpoint)
-    try:
+    with damage(f"transformers can't read {checkpoint / 'config.json'}"):
         return AutoConfig.for_model(**told)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"transformers can't read {checkpoint / 'config.json'}: {first_line(error)}") from None
+
+
+def _check_fit(config: "PreTrainedConfig", entries: Mapping[str, TensorEntry], checkpoint: Path) -> None:
+    """Refuse tensors that are not those of the class, or of another shape: the sizes in the file are config.json's."""
+    import torch
+
+    model = class_of(config, checkpoint, torch.float32)
+    base = f"{model.base_model_prefix}."  # which a model that was saved without its head leaves out
+    wanted = {name: tuple(item.shape) for name, item in model.state_dict().items()}
+    found = {
+        name if name.startswith((base, "lm_head.")) else base + name: entry.shape for name, entry in entries.items()
+    }
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    check_complete(
+        checkpoint,
+        mismatched={name for name in wanted.keys() & found.keys() if wanted[name] != found[name]},
+        missing=wanted.keys() - found.keys() - tied,
+        unexpected=found.keys() - wanted.keys(),
+    )
 
 
 def _pieces(config: "PreTrainedConfig", architecture: Architecture, options: ExportOptions) -> dict[str, Piece]:
     """What is written, by its name in the file."""
     name_in_file = names(config, architecture)
     written: dict[str, Piece] = {}
-    for name, entry in read_entries(options.directory).items():
-        if name.endswith(COMPUTED):
-            continue
+    on_disk = read_entries(options.directory)
+    entries = {name: entry for name, entry in on_disk.items() if not name.endswith(COMPUTED)}
+    _check_fit(config, entries, options.directory)
+    for name, entry in entries.items():
         make = partial(arranged, name, config=config, architecture=architecture)
         piece = Piece(name=name, source=name, entry=entry, shape=entry.shape, make=make)
         for one in latent_pieces(piece, config, options) if config.model_type == LATENT else [piece]:
@@ -118,7 +139,7 @@ def _write(
         for new, piece in pieces.items():
             _announce(writer, new, piece.shape, dtypes[new])
         writer.write_header_to_file()
-        writer.write_kv_data_to_file()
+        _write_settings(writer, options.directory)
         writer.write_ti_data_to_file()
         for new, piece in pieces.items():
             tensor = piece.make(piece.entry.load()).to(dtypes[new]).contiguous()
@@ -126,6 +147,16 @@ def _write(
             advance(piece.entry.nbytes if piece.name == piece.source else 0)
     finally:
         writer.close()
+
+
+def _write_settings(writer: "GGUFWriter", checkpoint: Path) -> None:
+    """Write what was described, sizes and tokenizer."""
+    try:
+        writer.write_kv_data_to_file()
+    except (struct.error, ArithmeticError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"config.json or the tokenizer of {checkpoint} says what no GGUF can hold ({first_line(error)}); mend it"
+        ) from None
 
 
 def arranged(
