@@ -146,6 +146,7 @@ def test_a_search_writes_its_own_text_once(tied, calibration, tmp_path, fit):
     options = ConvertOptions(groups=1, method="lowrank", calibration=own, fit=fit)
     with search(tied, own, 0.01, tmp_path, options, note) as found:
         assert found.losses.keys() == {1, 2}
+        assert found.layers is not None
         layer = {tensor.name: found.layers.take(tensor.name) for tensor in found.plan.merged[0]}
     assert written == ["writing text"]
     assert set(tmp_path.iterdir()) == before
