@@ -1,8 +1,9 @@
 """The command `gqa-eval`: parses, calls `evaluate`, prints."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -67,15 +68,25 @@ def evaluate(
     prompts: Annotated[
         list[str] | None, typer.Option(help="A text to continue, or a file with one a line; may be repeated.")
     ] = None,
-    new_tokens: Annotated[int, typer.Option(help="Tokens that prompts are continued by, greedily.")] = 48,
+    new_tokens: Annotated[
+        int | None, typer.Option(help="Of --prompts: tokens they are continued by, greedily.", show_default="48")
+    ] = None,
     diagnose: Annotated[
         bool, typer.Option("--diagnose", help="Every layer's attention beside the first checkpoint's.")
     ] = False,
     speed: Annotated[bool, typer.Option("--speed", help="Time prefill and decoding.")] = False,
-    batch: Annotated[str, typer.Option(help="Of --speed: sequences at once, with commas between.")] = "1",
-    context: Annotated[str, typer.Option(help="Of --speed: tokens in the cache, with commas between.")] = "512",
-    repeats: Annotated[int, typer.Option(help="Of --speed: how often each is timed, after a warm-up.")] = 5,
-    attention: Annotated[str, typer.Option(help="Of --speed: transformers' implementation, for all.")] = "sdpa",
+    batch: Annotated[
+        str | None, typer.Option(help="Of --speed: sequences at once, with commas between.", show_default="1")
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option(help="Of --speed: tokens in the cache, with commas between.", show_default="512")
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="Of --speed: how often each is timed, after a warm-up.", show_default="5")
+    ] = None,
+    attention: Annotated[
+        str | None, typer.Option(help="Of --speed: transformers' implementation, for all.", show_default="sdpa")
+    ] = None,
     compile_steps: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="Of --speed.", show_default="on CUDA")
     ] = None,
@@ -117,6 +128,19 @@ def evaluate(
       gqa-eval ckpt --data docs.jsonl --documents separate --bos first --window L+1 --stride L
     """  # noqa: D301 - the backspace is typer's sign to keep the lines that follow as they are
     with friendly_errors():
+        of_speed = _given(
+            batch=None if batch is None else _numbers("--batch", batch),
+            context=None if context is None else _numbers("--context", context),
+            repeats=repeats,
+            attention=attention,
+            compile=compile_steps,
+            memory_gb=memory_gb,
+        )
+        of_prompts = _given(new_tokens=new_tokens)
+        if not speed:
+            _refuse(of_speed, "--speed")
+        if not prompts:
+            _refuse(of_prompts, "--prompts")
         options = EvalOptions(
             data=data,
             text_column=text_column,
@@ -134,28 +158,37 @@ def evaluate(
             batch_size=batch_size,
             divergence=divergence,
             recall=tuple(recall or ()),
-            tasks=tuple(_listed(tasks or "")),
+            tasks=() if tasks is None else _named(tasks),
             task_path=None if task_path is None else str(task_path),
             task_limit=task_limit,
             prompts=tuple(prompts or ()),
-            new_tokens=new_tokens,
             diagnose=diagnose,
-            speed=SpeedOptions(
-                batch=_numbers("--batch", batch),
-                context=_numbers("--context", context),
-                repeats=repeats,
-                attention=attention,
-                compile=compile_steps,
-                memory_gb=memory_gb,
-            )
-            if speed
-            else None,
+            speed=SpeedOptions(**of_speed) if speed else None,
             dtype=dtype,
             device=device,
+            **of_prompts,
         )
         if quiet and output is None and not as_json:
             raise UserError("--quiet leaves nothing of an evaluation that is not kept; add --output DIR, or --json")
         _evaluate(checkpoints, options, output, overwrite=overwrite, as_json=as_json, quiet=quiet)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """Those that are given; the others are as the options have them."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _refuse(given: Iterable[str], needed: str) -> None:
+    """What says how something is measured means nothing where it is not."""
+    for name in given:
+        raise UserError(f"--{name.replace('_', '-')} is given without {needed}; add that, or leave it out")
+
+
+def _named(tasks: str) -> tuple[str, ...]:
+    found = tuple(_listed(tasks))
+    if not found:
+        raise UserError(f"--tasks is {tasks!r}; name tasks with commas between, as in hellaswag,arc_easy")
+    return found
 
 
 def _listed(text: str) -> list[str]:

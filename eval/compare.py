@@ -3,8 +3,10 @@
 Reports of other data or another protocol are refused. The first checkpoint of the first report is what all others are
 compared with. A report whose own first is the same checkpoint brings its comparisons along, errors and all; of others
 the differences are formed anew from the means, without an error, since the tokens' own losses are not in a report.
+What was measured twice is one row if both results are the same, but for rounding.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,8 +20,21 @@ from gqa.eval.read import Read
 
 _SAME = ("window", "stride", "documents", "bos", "max_tokens", "seed")
 """Options that decide what a perplexity means; data are known by their hash."""
-_AGAINST_FIRST = ("layers", "divergence")
-"""Blocks that hold a checkpoint against the first of its report."""
+_AGAINST_FIRST = (
+    "layers",
+    "divergence",
+    "perplexity_ratio",
+    "perplexity_ratio_interval",
+    "nll_above_first",
+    "nll_above_first_standard_error",
+)
+"""What holds a checkpoint against the first of its report ..."""
+_ABOVE_FIRST = ("nll_above_first", "nll_above_first_standard_error")
+"""... and in every entry of its `contexts` and `positions`."""
+_NOT_OF_THE_FIRST = ("divergence", "perplexity_ratio_interval")
+"""What the first checkpoint has none of: it would be held against itself."""
+_ROUNDING = 1e-3
+"""Share of an NLL by which machines differ, at most."""
 _NOT_MEASURED: tuple[Any, ...] = (None, [], {})
 _TIMED = ("bandwidth_bytes_per_second", "words")
 """Of the setup of speed, what is found out, not chosen."""
@@ -47,6 +62,7 @@ def compare(reports: Sequence[Read]) -> dict[str, Any]:
         _check_same(first, other)
     merged, notes = _merged_rows(reports)
     notes += _speed_notes(reports)
+    notes += _option_notes(reports, "tasks", "task_limit") + _option_notes(reports, "continuations", "new_tokens")
     return {
         **{key: first.raw[key] for key in ("machine", "options")},
         "format": FORMAT,
@@ -89,17 +105,32 @@ def _merged_rows(reports: Sequence[Read]) -> tuple[list[dict[str, Any]], list[st
         for read in reports
         for row, typed in zip(read.raw["checkpoints"], read.document.checkpoints, strict=True)
     ]
-    baseline, merged, notes = incoming[0], dict[tuple[str, str], dict[str, Any]](), list[str]()
+    baseline, notes = incoming[0], list[str]()
+    merged: list[tuple[Checkpoint, dict[str, Any]]] = []
     for each in incoming:
-        key = (each.typed.fingerprint, each.typed.dtype)
         said: list[str] = []
         row = each.row if each.read is baseline.read else _against(baseline, each, said)
-        if key in merged:  # measured twice: what the earlier report has not is taken from the later one
-            merged[key] |= {name: value for name, value in row.items() if merged[key].get(name) in _NOT_MEASURED}
-        else:
-            merged[key] = row | {"label": _free(each, [other["label"] for other in merged.values()], notes)}
-            notes += said
-    return list(merged.values()), notes
+        alike = [(known, other) for known, other in merged if _key(known) == _key(each.typed)]
+        twin = next((other for known, other in alike if _agree(known, each.typed)), None)
+        if twin is not None:  # measured twice: what the earlier report has not is taken from the later one
+            kept = _NOT_OF_THE_FIRST if twin is merged[0][1] else ()
+            twin |= {name: value for name, value in row.items() if twin.get(name) in _NOT_MEASURED and name not in kept}
+            continue
+        label = _free(each, [other["label"] for _, other in merged], notes)
+        if alike:
+            notes.append(f"{label} has the fingerprint of {alike[0][1]['label']}, and another NLL: both are kept.")
+        merged.append((each.typed, row | {"label": label}))
+        notes += said
+    return [row for _, row in merged], notes
+
+
+def _key(row: Checkpoint) -> tuple[str, str]:
+    return row.fingerprint, row.dtype
+
+
+def _agree(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether two results can be of one checkpoint, on two machines perhaps."""
+    return math.isclose(one.nll, other.nll, rel_tol=_ROUNDING)
 
 
 def _against(baseline: _Incoming, each: _Incoming, notes: list[str]) -> dict[str, Any]:
@@ -110,9 +141,12 @@ def _against(baseline: _Incoming, each: _Incoming, notes: list[str]) -> dict[str
         own = each.row.get("divergence")
         return {**each.row, "divergence": own and {**own, "against": first.label}}
     row: dict[str, Any] = {**each.row, **dict.fromkeys(_AGAINST_FIRST)}
+    for name in ("contexts", "positions"):
+        places = each.row.get(name) or []
+        row[name] = [place | {key: None for key in _ABOVE_FIRST if key in place} for place in places] or None
     if (each.typed.sample.tokens, each.typed.sample.bytes) != (first.sample.tokens, first.sample.bytes):
         notes.append(f"{label} splits the text into other tokens than {first.label}: compare bits per byte.")
-        return row | {"perplexity_ratio": None, "nll_above_first": None, "nll_above_first_standard_error": None}
+        return row
     notes.append(
         f"{label} was not measured in one run with {first.label}: its ratio has no standard error, and what was "
         f"measured against {own_first.label} is left out."
@@ -123,13 +157,8 @@ def _against(baseline: _Incoming, each: _Incoming, notes: list[str]) -> dict[str
     if each.typed.dtype != first.dtype:
         notes.append(f"{label} was computed in {each.typed.dtype}, {first.label} in {first.dtype}.")
     above = each.typed.nll - first.nll
-    row["positions"] = [{**place, "nll_above_first": None} for place in each.row.get("positions") or []] or None
-    row["contexts"] = [{**place, "nll_above_first": None} for place in each.row.get("contexts") or []] or None
-    return row | {
-        "perplexity_ratio": perplexity_of(above),
-        "nll_above_first": above,
-        "nll_above_first_standard_error": None,
-    }
+    ratio = perplexity_of(above)
+    return row | {"perplexity_ratio": ratio if math.isfinite(ratio) else None, "nll_above_first": above}
 
 
 def _free(each: _Incoming, taken: list[str], notes: list[str]) -> str:
@@ -159,6 +188,18 @@ def _speed_notes(reports: Sequence[Read]) -> list[str]:
                 f"{first.path}: compare times within one report only."
             )
     return notes
+
+
+def _option_notes(reports: Sequence[Read], block: str, option: str) -> list[str]:
+    """Where an option that decides what is in a block was another than in the first report that has the block."""
+    measured = [each for each in reports if any(getattr(row, block) for row in each.document.checkpoints)]
+    asked = ["all" if (value := each.document.options.get(option)) is None else value for each in measured]
+    return [
+        f"The {block} in {other.path} were measured with {option} {another}, in {measured[0].path} with {asked[0]}: "
+        "they differ for that alone."
+        for other, another in zip(measured, asked, strict=True)
+        if another != asked[0]
+    ]
 
 
 def _chosen(setup: SpeedSetup | None) -> dict[str, Any]:

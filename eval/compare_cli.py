@@ -27,7 +27,8 @@ def compare_command(
     """Put reports of the same data together: all their checkpoints in one table, one page, one report.json.
 
     The first report's first checkpoint is the one that all others are compared with. A checkpoint that several reports
-    measured stands there once. What can't be compared is refused, or said in the notes. One report alone is drawn anew.
+    measured with one result stands there once. What can't be compared is refused, or said in the notes. One report
+    alone is drawn anew.
 
     \b
     Examples:

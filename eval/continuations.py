@@ -10,7 +10,7 @@ import torch
 from gqa.convert.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Say = Callable[[str, int, int], None]
 
@@ -41,6 +41,30 @@ def read_prompts(prompts: Sequence[str]) -> list[str]:
     return found
 
 
+def check_prompts(
+    prompts: Sequence[str],
+    new_tokens: int,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: "PreTrainedConfig",
+    checkpoint: Path,
+) -> None:
+    """Refuse prompts that the checkpoint can't continue.
+
+    Raises:
+        UserError: one has no tokens, or is too long for the model with what follows.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    for text in read_prompts(prompts):
+        length = len(tokenizer(text, verbose=False)["input_ids"])
+        if length == 0:
+            raise UserError(f"the prompt {text!r} has no tokens; use a longer one")
+        if positions is not None and length + new_tokens > positions:
+            raise UserError(
+                f"a prompt of {length} tokens and {new_tokens} new ones are more than the {positions} positions of "
+                f"{checkpoint}; shorten it, or ask for fewer with --new-tokens"
+            )
+
+
 def continue_prompts(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -48,41 +72,42 @@ def continue_prompts(
     new_tokens: int,
     progress: Say = lambda *_: None,
 ) -> tuple[Continuation, ...]:
-    """Continue every prompt greedily by at most `new_tokens` tokens, up to the end of the text.
-
-    Raises:
-        UserError: a prompt has no tokens, or is too long for the model with what follows.
-    """
+    """Continue every prompt greedily by at most `new_tokens` tokens, up to the end of the text."""
     from transformers import GenerationConfig
 
-    texts = read_prompts(prompts)
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    texts, found = read_prompts(prompts), []
     own = model.generation_config
-    greedy = GenerationConfig(
+    greedy = _greedy(own or GenerationConfig(), model.config, tokenizer, new_tokens)
+    try:
+        model.generation_config = GenerationConfig()  # its own would fill in what ours leaves open
+        for number, text in enumerate(texts):
+            progress("continuing prompts", number, len(texts))
+            found.append(Continuation(prompt=text, text=_continue(model, tokenizer, text, greedy)))
+    finally:
+        model.generation_config = own
+    return tuple(found)
+
+
+def _greedy(
+    own: "GenerationConfig", config: "PreTrainedConfig", tokenizer: "PreTrainedTokenizerBase", new_tokens: int
+) -> "GenerationConfig":
+    """The likeliest token every time; of the model's own settings only what a target begins with and what ends it."""
+    from transformers import GenerationConfig
+
+    start = getattr(config, "decoder_start_token_id", None)
+    return GenerationConfig(
         do_sample=False,
         max_new_tokens=new_tokens,
-        eos_token_id=tokenizer.eos_token_id if own is None or own.eos_token_id is None else own.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=pad,
-        decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
+        eos_token_id=tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id,
+        bos_token_id=own.bos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id,
+        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        decoder_start_token_id=own.decoder_start_token_id if start is None else start,
+        forced_bos_token_id=own.forced_bos_token_id if config.is_encoder_decoder else None,  # mBART's language
     )
-    found = []
-    for number, text in enumerate(texts):
-        progress("continuing prompts", number, len(texts))
-        found.append(Continuation(prompt=text, text=_continue(model, tokenizer, text, greedy)))
-    return tuple(found)
 
 
 def _continue(model: Any, tokenizer: Any, text: str, greedy: Any) -> str:
     ids = torch.tensor([tokenizer(text)["input_ids"]], device=model.device)
-    if ids.numel() == 0:
-        raise UserError(f"the prompt {text!r} has no tokens; use a longer one")
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and ids.shape[1] + greedy.max_new_tokens > positions:
-        raise UserError(
-            f"a prompt of {ids.shape[1]} tokens and {greedy.max_new_tokens} new ones are more than the {positions} "
-            "positions of the model; shorten it, or ask for fewer with --new-tokens"
-        )
     with torch.inference_mode():
         made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy)[0]
     new = made if model.config.is_encoder_decoder else made[ids.shape[1] :]

@@ -108,7 +108,8 @@ def _run(
     with torch.inference_mode(), _weights_shown(model):
         for number, window in enumerate(windows):
             progress(what, number, len(windows))
-            ids = np.append(np.array(lead, np.int64), material.text.ids[window.start : window.end])
+            # A window's last token is predicted, never seen: there may be no position for it.
+            ids = np.append(np.array(lead, np.int64), material.text.ids[window.start : window.end - 1])
             with _watched(modules, kept, inputs_of, number):
                 model(input_ids=torch.from_numpy(ids)[None].to(model.device), use_cache=False)
     return kept

@@ -99,13 +99,13 @@ def ratio_interval(above: np.ndarray, cluster: np.ndarray) -> tuple[float, float
         cluster: [n] the cluster of each.
 
     Returns:
-        None when there is only one cluster.
+        None when there is only one cluster, or an end is infinite.
     """
     means = bootstrap_means(above, cluster)
     if means is None:
         return None
-    low, high = np.percentile(means, [2.5, 97.5])
-    return perplexity_of(float(low)), perplexity_of(float(high))
+    low, high = (perplexity_of(float(end)) for end in np.percentile(means, [2.5, 97.5]))
+    return None if math.isinf(high) else (low, high)
 
 
 def bootstrap_means(values: np.ndarray, cluster: np.ndarray, *, seed: int = 0) -> np.ndarray | None:

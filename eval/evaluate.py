@@ -9,6 +9,7 @@ from gqa.convert.directory import check_output
 from gqa.convert.errors import UserError
 from gqa.eval.continuations import read_prompts
 from gqa.eval.measure import Beside, Measuring, Progress
+from gqa.eval.names import check_names
 from gqa.eval.options import EvalOptions
 from gqa.eval.precision import check_one_precision
 from gqa.eval.processes import Processes, join_processes
@@ -38,6 +39,7 @@ def evaluate(
         UserError: whatever the user can mend; nothing is left in `output`.
     """
     processes = join_processes(options.device)
+    check_names(options.data, options.task_path, *options.tasks, output)
     _check(options, processes)
     named = name_checkpoints(checkpoints)
     if output is not None and processes.is_first:

@@ -7,7 +7,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gqa.convert.provenance import read_stages
+from pydantic import ValidationError
+
+from gqa.convert.errors import UserError, first_line
+from gqa.convert.provenance import FILE_NAME, read_stages
+from gqa.eval.document import History, TrainingPoint
 
 _STRETCHES = 200  # points of a curve: as many as a picture can show
 
@@ -24,6 +28,17 @@ def read_history(checkpoint: Path) -> dict[str, Any] | None:
     stages = read_stages(checkpoint)
     if not stages:
         return None
+    try:
+        return History.model_validate(_history(stages, checkpoint)).model_dump()
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        what = first_line(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise UserError(f"{checkpoint / FILE_NAME} is damaged ({what}); remove it or restore it") from error
+
+
+def _history(stages: Sequence[Mapping[str, Any]], checkpoint: Path) -> dict[str, Any]:
     merged = next((place for place, stage in enumerate(stages) if stage.get("stage") == "convert"), len(stages))
     return {
         "conversions": [_conversion(stage) for stage in stages if stage.get("stage") == "convert"],
@@ -34,11 +49,12 @@ def read_history(checkpoint: Path) -> dict[str, Any] | None:
 def _conversion(stage: Mapping[str, Any]) -> dict[str, Any]:
     predicted = [layer.get("predicted_damage") for layer in stage.get("layers") or []]
     known = bool(predicted) and all(predicted) and not any("site" in layer for layer in stage["layers"])
+    damage = [sum(each["keys"]) + sum(each["values"]) for each in predicted] if known else []
     return {
         "method": stage.get("method"),
         "kv_heads_before": list(stage.get("kv_heads_before") or []),
         "kv_heads_after": list(stage.get("kv_heads_after") or []),
-        "predicted_damage": [sum(each["keys"]) + sum(each["values"]) for each in predicted] if known else None,
+        "predicted_damage": damage if known and all(map(math.isfinite, damage)) else None,
     }
 
 
@@ -50,21 +66,22 @@ def _training(stage: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
         "tokens": stage.get("tokens"),
         "teacher": Path(teacher["path"]).name if teacher.get("path") else None,
         "validation": _points(stage.get("validation") or [], "validation_loss"),
-        "loss": thinned(_points(_metrics(stage, checkpoint), "loss")),
+        "loss": _curve(stage, checkpoint),
     }
 
 
-def _metrics(stage: Mapping[str, Any], checkpoint: Path) -> list[Any]:
-    """The lines of the run's metrics.jsonl, if it lies where the run left it and is of this run."""
+def _curve(stage: Mapping[str, Any], checkpoint: Path) -> list[Point]:
+    """What the run's metrics.jsonl says, if it lies where the run left it and is of this run."""
     named = (stage.get("config") or {}).get("run_dir")
     path = (Path(named) if named else checkpoint.with_name(f"{checkpoint.name}.run")) / "metrics.jsonl"
-    if not path.is_file():
-        return []
     try:
+        if not path.is_file():
+            return []
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         same = [line for line in lines if "validation_loss" in line] == (stage.get("validation") or [])
-        return lines if same else []
-    except (OSError, ValueError, TypeError):
+        points = thinned(_points(lines, "loss")) if same else []
+        return [TrainingPoint.model_validate(point).model_dump() for point in points]
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, OverflowError):
         return []  # a curve is a bonus: what it can't be read from is no reason to refuse the evaluation
 
 

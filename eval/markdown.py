@@ -12,7 +12,7 @@ def to_markdown(document: Document) -> str:
     """The text of report.md."""
     lines = [f"# Evaluation on {_flat(document.data)}", "", *_table(HEADINGS, table_cells(document))]
     for table in tables(document):
-        lines += ["", f"## {table.title}", "", *_with_words(table)]
+        lines += ["", f"## {_flat(table.title)}", "", *_with_words(table)]
     lines += _continuations(document)
     if document.notes:
         lines += ["", "## Notes", "", *(f"- {_flat(note)}" for note in document.notes)]

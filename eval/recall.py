@@ -10,7 +10,7 @@ none is right by itself.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,11 +54,41 @@ class Recall:
         return asdict(self)
 
 
+class _Pairs(NamedTuple):
+    """What is put into the text of a sample, in tokens, and what it takes with the question and its answer."""
+
+    keys: list[list[int]]
+    values: list[list[int]]
+    right: int
+    """Whose value is asked for."""
+    taken: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Sample:
     prompt: list[int]
     values: list[list[int]]
     right: int
+
+
+def check_recall(tokenizer: "PreTrainedTokenizerBase", text: TokenText, lengths: Sequence[int]) -> None:
+    """Refuse lengths that recall can't be measured at.
+
+    Raises:
+        UserError: one has no room for the pairs, or the data is shorter than it.
+    """
+    for length in lengths:
+        enough = length
+        while (most := max(_all_taken(tokenizer, text, enough))) > enough:  # other lengths have other words
+            enough = most
+        if enough > length:
+            raise UserError(
+                f"recall at {length} tokens has no room for its {PAIRS} pairs, which take {enough}; take more"
+            )
+        if length - min(_all_taken(tokenizer, text, length)) > len(text.ids):
+            raise UserError(
+                f"recall at {length} tokens needs as much text, and the data has {len(text.ids)}; take less"
+            )
 
 
 def recall_at(
@@ -70,11 +100,7 @@ def recall_at(
     samples: int = SAMPLES,
     progress: Say = lambda *_: None,
 ) -> tuple[Recall, ...]:
-    """Recall at each of `lengths`, in tokens, with `text` to fill it up.
-
-    Raises:
-        UserError: a length has no room for the pairs, or the data is shorter than it.
-    """
+    """Recall at each of `lengths`, in tokens, with `text` to fill it up."""
     halves, found = Halves(model), []
     for length in lengths:
         likelihoods = np.zeros((samples, PAIRS))
@@ -104,23 +130,32 @@ def _summed_up(length: int, likelihoods: np.ndarray) -> Recall:
 def _sample(tokenizer: "PreTrainedTokenizerBase", text: TokenText, length: int, number: int) -> _Sample:
     """The pairs in a stretch of the data, and a key; the same for every checkpoint with the same tokens."""
     random = np.random.default_rng([number, length])
+    pairs = _pairs(tokenizer, text, random, number)
+    fill = length - pairs.taken
+    start = int(random.integers(0, len(text.ids) - fill + 1))
+    stretches = np.array_split(text.ids[start : start + fill], PAIRS)
+    prompt = _lead(text)
+    for key, value, stretch in zip(pairs.keys, pairs.values, stretches, strict=True):
+        prompt += [*key, *value, *stretch.tolist()]
+    return _Sample(prompt=prompt + pairs.keys[pairs.right], values=pairs.values, right=pairs.right)
+
+
+def _pairs(tokenizer: "PreTrainedTokenizerBase", text: TokenText, random: np.random.Generator, number: int) -> _Pairs:
     words = random.permutation(_WORDS)[: 2 * PAIRS]
     keys = [_ids(tokenizer, f"\n{key} =") for key in words[:PAIRS]]
     values = [_ids(tokenizer, f" {value}\n") for value in words[PAIRS:]]
     right = number % PAIRS
-    lead = [] if text.bos is None else [text.bos]
-    taken = len(lead) + sum(map(len, keys + values)) + len(keys[right]) + max(map(len, values))
-    fill = length - taken
-    if fill < 0:
-        raise UserError(f"recall at {length} tokens has no room for its {PAIRS} pairs, which take {taken}; take more")
-    if fill > len(text.ids):
-        raise UserError(f"recall at {length} tokens needs as much text, and the data has {len(text.ids)}; take less")
-    start = int(random.integers(0, len(text.ids) - fill + 1))
-    stretches = np.array_split(text.ids[start : start + fill], PAIRS)
-    prompt = list(lead)
-    for key, value, stretch in zip(keys, values, stretches, strict=True):
-        prompt += [*key, *value, *stretch.tolist()]
-    return _Sample(prompt=prompt + keys[right], values=values, right=right)
+    taken = len(_lead(text)) + sum(map(len, keys + values)) + len(keys[right]) + max(map(len, values))
+    return _Pairs(keys, values, right, taken)
+
+
+def _all_taken(tokenizer: "PreTrainedTokenizerBase", text: TokenText, length: int) -> list[int]:
+    """The tokens that every sample takes."""
+    return [_pairs(tokenizer, text, np.random.default_rng([number, length]), number).taken for number in range(SAMPLES)]
+
+
+def _lead(text: TokenText) -> list[int]:
+    return [] if text.bos is None else [text.bos]
 
 
 def _likelihoods(halves: Halves, sample: _Sample) -> np.ndarray:

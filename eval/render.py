@@ -83,8 +83,8 @@ def _computed(document: Document) -> str:
     """In what, on what, and why in that where nobody asked for it."""
     rows = document.checkpoints
     precisions = " and ".join(dict.fromkeys(precision_words(row) for row in rows))
-    widened = any(row.kv_cache.dtype not in (None, row.dtype) for row in rows)
-    why = "; this processor has no half-precision products" if widened else ""
+    lacking = dict.fromkeys(row.kv_cache.dtype for row in rows if row.kv_cache.dtype not in (None, row.dtype))
+    why = f"; this processor has no products in {' and '.join(map(str, lacking))}" if lacking else ""
     return f"Computed in {precisions} on {machine_words(document.machine)}{why}."
 
 

@@ -111,6 +111,11 @@ class Report:
                     f"{row.label} splits the text into other tokens than {first.label}: compare bits per byte, not "
                     f"perplexity ({row.sample.num_bytes:,} and {first.sample.num_bytes:,} bytes were scored)."
                 )
+            elif self.options.divergence and row is not first and row.divergence is None:
+                notes.append(
+                    f"{row.label} has a vocabulary of {row.subject.config.vocab_size:,} and {first.label} one of "
+                    f"{first.subject.config.vocab_size:,} (padding, perhaps): there is no divergence between the two."
+                )
             counted, first_counted = (dtype_name(each.result.kv_cache.dtype) for each in (row, first))
             if counted != first_counted:
                 notes.append(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def progress_bar(*, quiet: bool = False) -> Iterator["Progress"]:
     """A bar with the time left on stderr, where a person watches and this process is the one to speak."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, console=console, transient=True, disable=quiet or not (console.is_terminal and speaks())) as bar:
         task = bar.add_task("starting", total=None)
         current = ""

@@ -11,12 +11,15 @@ from gqa.convert.pretrained import hears, load_config, load_tokenizer
 from gqa.convert.sound import load_extractor
 from gqa.convert.source import resolve_checkpoint
 from gqa.convert.tensors import weight_files
+from gqa.eval.continuations import check_prompts
 from gqa.eval.history import read_history
 from gqa.eval.material import Material
+from gqa.eval.names import check_names
 from gqa.eval.options import EvalOptions
 from gqa.eval.pairs import pair_material
+from gqa.eval.recall import check_recall
 from gqa.eval.speech import speech_material
-from gqa.eval.stream import stream_material
+from gqa.eval.stream import StreamMaterial, stream_material
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -51,8 +54,11 @@ def prepare(named: Sequence[tuple[str, Path]], options: EvalOptions) -> list[Sub
         _check_kind(config, path, subjects)
         key = _identity(tokenizer, path) + (_hearing(path) if hears(config) else "")
         if key not in materials:
-            materials[key] = _material(tokenizer, config, options, path)
+            materials[key] = material = _material(tokenizer, config, options, path)
+            if isinstance(material, StreamMaterial):
+                check_recall(tokenizer, material.text, options.recall)
         _check_vocabulary(materials[key], tokenizer, config, path)
+        check_prompts(options.prompts, options.new_tokens, tokenizer, config, path)
         subjects.append(
             Subject(label=label, path=path, config=config, material=materials[key], history=read_history(path))
         )
@@ -86,6 +92,7 @@ def name_checkpoints(checkpoints: Sequence[str | Path]) -> list[tuple[str, Path]
         UserError: one is not there, or two have the same label.
     """
     given = [_split_label(checkpoint) for checkpoint in checkpoints]
+    check_names(*(name for _, name in given))
     paths = [resolve_checkpoint(name) for _, name in given]
     unnamed = [
         path.resolve() for (label, name), path in zip(given, paths, strict=True) if not label and _is_local(name)
@@ -97,17 +104,25 @@ def name_checkpoints(checkpoints: Sequence[str | Path]) -> list[tuple[str, Path]
     ]
     for label in labels:
         if labels.count(label) > 1:
-            raise UserError(f"two checkpoints are called {label!r}; tell them apart as one={label} other={label}")
+            one, other, *_ = [name for each, (_, name) in zip(labels, given, strict=True) if each == label]
+            raise UserError(f"two checkpoints are called {label!r}; tell them apart as one={one} other={other}")
     return list(zip(labels, paths, strict=True))
 
 
 def _split_label(checkpoint: str | Path) -> tuple[str, str | Path]:
-    if isinstance(checkpoint, Path) or "=" not in checkpoint or Path(checkpoint).exists():
+    if isinstance(checkpoint, Path) or "=" not in checkpoint or _exists(checkpoint):
         return "", checkpoint
     label, _, path = checkpoint.partition("=")
     if not label or not path:
         raise UserError(f"{checkpoint!r} is neither a checkpoint nor label=checkpoint")
     return label, path
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except OSError:  # a label and a path that are too long for one name
+        return False
 
 
 def _is_local(name: str | Path) -> bool:

@@ -2,8 +2,9 @@
 
 import importlib.util
 import logging
-from collections.abc import Callable
-from contextlib import redirect_stderr
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ def run_tasks(
     Raises:
         UserError: the data of a task can't be had, or its file is wrong.
     """
+    from jinja2 import TemplateError
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -59,7 +61,7 @@ def run_tasks(
     backend = "seq2seq" if model.config.is_encoder_decoder else "causal"
     harness = wrap(pretrained=model, tokenizer=tokenizer, backend=backend, batch_size=options.batch_size or 8)
     try:
-        with redirect_stderr(StringIO()):  # its own bars; what goes wrong is raised
+        with _no_stderr():  # its own bars, and what git says where there is no repository; what goes wrong is raised
             found = run(
                 model=harness,
                 tasks=list(options.tasks),
@@ -68,9 +70,23 @@ def run_tasks(
                 bootstrap_iters=1000,
                 log_samples=False,
             )
-    except (OSError, ValueError, ImportError) as error:  # no network, no data set, a field that is not there
+    except (OSError, ValueError, ImportError, TemplateError) as error:  # no network, no data set, no such field
         raise UserError(f"tasks {', '.join(options.tasks)} can't be run: {first_line(error)}") from error
     return {task: _metrics(values) for task, values in found["results"].items()}
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Let nothing through to stderr, neither of this process nor of those that it starts."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _metrics(values: dict[str, Any]) -> dict[str, dict[str, float | None]]:

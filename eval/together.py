@@ -8,6 +8,7 @@ from pathlib import Path
 from gqa.convert.directory import check_output
 from gqa.eval.compare import compare
 from gqa.eval.document import Document
+from gqa.eval.names import check_names
 from gqa.eval.read import read_report
 from gqa.eval.written import write_files
 
@@ -32,6 +33,7 @@ def compare_reports(paths: Sequence[Path], output: Path | None = None, *, overwr
     Raises:
         UserError: they can't be compared, one can't be read, or there is no place for the output.
     """
+    check_names(*paths, output)
     if output is not None:
         check_output(output, list(paths), overwrite=overwrite)
     merged = compare([read_report(path) for path in paths])

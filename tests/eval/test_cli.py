@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,9 @@ from typer.testing import CliRunner
 from gqa.convert.errors import UserError
 from gqa.eval import evaluate, measure
 from gqa.eval.cli import app
+from gqa.eval.compare import compare
 from gqa.eval.options import EvalOptions
+from gqa.eval.read import read_report
 from gqa.eval.render import HEADINGS
 from gqa.eval.speed.options import SpeedOptions
 
@@ -180,11 +183,32 @@ BAD_WORDS = {
     "further window": (["CKPT", "--data", "DATA", "--window", "8", "--window", "512"], "window 512 is longer than the"),
     "recall too long": (["CKPT", "--data", "DATA", "--recall", "500"], "recall 500 is longer than the 128 positions"),
     "recall too short": (["CKPT", "--data", "DATA", "--recall", "20"], "has no room for its 8 pairs, which take"),
+    "no task named": (["CKPT", "--data", "DATA", "--tasks", " ,"], "--tasks is ' ,'; name tasks with commas between"),
+    **{
+        f"{words[0]} alone": (["CKPT", "--data", "DATA", *words], f"{words[0]} is given without {needed}; add that")
+        for needed, words in (
+            ("--speed", ["--batch", "1"]),
+            ("--speed", ["--context", "512"]),
+            ("--speed", ["--repeats", "5"]),
+            ("--speed", ["--attention", "sdpa"]),
+            ("--speed", ["--compile"]),
+            ("--speed", ["--memory-gb", "8"]),
+            ("--prompts", ["--new-tokens", "48"]),
+        )
+    },
+    "long name": (["a" * 300, "--data", "DATA"], f"{'a' * 60}... can't be looked up (File name too long)"),
+    "long label": (["x=" + "a" * 300, "--data", "DATA"], f"{'a' * 60}... can't be looked up"),
+    "long data": (["CKPT", "--data", "a" * 300], f"{'a' * 60}... can't be looked up"),
+    "long folder of tasks": (["CKPT", "--data", "DATA", "--tasks", "x", "--task-path", "a" * 300], "looked up"),
+    "long task": (["CKPT", "--data", "DATA", "--tasks", "a" * 300], f"{'a' * 60}... can't be looked up"),
     "unknown task": (["CKPT", "--data", "DATA", "--tasks", "no_such_task"], "has no task 'no_such_task'"),
     "no task path": (["CKPT", "--data", "DATA", "--tasks", "a", "--task-path", "gone"], "no such folder: gone"),
     "path without tasks": (["CKPT", "--data", "DATA", "--task-path", "gone"], "given without tasks"),
     "empty prompt": (["CKPT", "--data", "DATA", "--prompts", " "], "a prompt is empty"),
-    "long prompt": (["CKPT", "--data", "DATA", "--prompts", "a " * 99], "more than the 128 positions of the model"),
+    "long prompt": (
+        ["CKPT", "--data", "DATA", "--prompts", "a " * 99],
+        "are more than the 128 positions of CKPT; shorten it",
+    ),
     "bad batch": (["CKPT", "--data", "DATA", "--speed", "--batch", "1,x"], "--batch is '1,x'; write whole numbers"),
     "no batch": (["CKPT", "--data", "DATA", "--speed", "--batch", "0"], "speed batch is [0]; write whole numbers"),
     "long context": (
@@ -203,7 +227,11 @@ BAD_WORDS = {
 def test_bad_words_are_one_sentence(case: str, checkpoint, data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     words, message = BAD_WORDS[case]
-    refused(tmp_path, message, *({"CKPT": checkpoint, "DATA": data}.get(word, word) for word in words))
+    refused(
+        tmp_path,
+        message.replace("CKPT", str(checkpoint)),
+        *({"CKPT": checkpoint, "DATA": data}.get(word, word) for word in words),
+    )
 
 
 def refused(place: Path, message: str, *words: object) -> None:
@@ -216,6 +244,34 @@ def refused(place: Path, message: str, *words: object) -> None:
     assert result.stderr.count("\n") == 1
     assert (result.exit_code, result.stdout) == (2, "")
     assert sorted(place.iterdir()) == before
+
+
+@pytest.mark.parametrize("asked", [{"prompts": ("hi there",), "new_tokens": 127}, {"recall": (60,)}])
+def test_what_can_be_known_is_refused_before_a_model_is_loaded(asked: dict[str, Any], checkpoint, data):
+    told, options = [], EvalOptions(data=str(data), window=16, device="cpu", **asked)
+    with pytest.raises(UserError, match=r"more than the 128 positions of|has no room for its 8 pairs"):
+        evaluate.evaluate([checkpoint], options, progress=lambda *what: told.append(what))
+    assert told == [("reading the data", 0, 0)]
+
+
+def test_an_infinite_ratio_is_shown_all_the_same(checkpoint, make_checkpoint, data, tmp_path: Path):
+    loud = make_checkpoint("loud", seed=1)
+    tensors = load_file(loud / "model.safetensors")
+    tensors["lm_head.weight"] *= 1e5
+    save_file(tensors, loud / "model.safetensors", {"format": "pt"})
+    for number, pair in enumerate([(checkpoint, loud), (loud, checkpoint)]):
+        output = tmp_path / str(number)
+        result = gqa_eval(*pair, "--data", data, "--window", 16, "--output", output)
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert {"report.html", "report.json", "report.md"} <= {path.name for path in output.iterdir()}
+        row = read_report(output).document.checkpoints[1]
+        assert (row.perplexity_ratio, row.perplexity_ratio_interval) == ((None, None) if number == 0 else (0, (0, 0)))
+        assert row.nll_above_first is not None
+    alone = tmp_path / "alone"
+    assert gqa_eval(checkpoint, "--data", data, "--window", 16, "--output", alone).exit_code == 0
+    merged = compare([read_report(alone), read_report(tmp_path / "1")])
+    assert merged["checkpoints"][1]["perplexity_ratio"] is None
+    json.dumps(merged, allow_nan=False)
 
 
 def test_an_existing_output_is_refused_before_anything_is_read(checkpoint, tmp_path: Path):

@@ -90,6 +90,52 @@ def test_a_report_with_another_first_is_compared_by_its_means(report_of):
     assert note.startswith("one was not measured in one run with before: its ratio has no standard error")
 
 
+def test_a_comparison_with_another_first_is_left_out_whole(report_of):
+    first, one, two = merged(report_of("before"), report_of("one", "two"))["checkpoints"]
+    assert one["perplexity_ratio_interval"] is two["perplexity_ratio_interval"] is None
+    for row in (one, two):
+        for place in row["contexts"]:
+            assert place["nll_above_first"] is place["nll_above_first_standard_error"] is None
+        assert {place["nll_above_first"] for place in row["positions"]} == {None}
+    assert (first["label"], first["perplexity_ratio"]) == ("before", 1)
+
+
+def test_the_first_is_never_held_against_itself(report_of, three, data, tmp_path: Path):
+    (first, *_) = merged(report_of("before", "two"), report_of("one", "before"))["checkpoints"]
+    assert (first["label"], first["perplexity_ratio_interval"], first["divergence"]) == ("before", None, None)
+    options = EvalOptions(data=str(data), window=16, dtype="float32", device="cpu")
+    evaluate([f"before={three['before']}", f"again={three['before']}"], options, tmp_path / "twice")
+    (first, *_) = merged(tmp_path / "twice", report_of("before", "two"))["checkpoints"]
+    assert (first["label"], first["perplexity_ratio_interval"], first["divergence"]) == ("before", None, None)
+
+
+def test_one_fingerprint_with_two_losses_is_two_rows(changed, report_of):
+    other = changed("before", "two", change=lambda report: report["checkpoints"][1].update(nll=7.0))
+    made = merged(report_of("before", "two"), other)
+    assert [(row["label"], row["nll"] == 7) for row in made["checkpoints"]] == [
+        ("before", False),
+        ("two", False),
+        ("two (2)", True),
+    ]
+    assert "two (2) has the fingerprint of two, and another NLL: both are kept." in made["notes"]
+
+
+def test_what_was_asked_for_otherwise_is_noted(changed):
+    def asked(new_tokens: int, limit: int | None) -> Callable[[dict[str, Any]], None]:
+        def change(report: dict[str, Any]) -> None:
+            report.update(with_all_blocks(report))
+            report["options"].update(new_tokens=new_tokens, task_limit=limit)
+
+        return change
+
+    one, other = changed("before", "two", change=asked(3, 10)), changed("before", "one", change=asked(40, None))
+    assert merged(one, other)["notes"] == [
+        f"The tasks in {other} were measured with task_limit all, in {one} with 10: they differ for that alone.",
+        f"The continuations in {other} were measured with new_tokens 40, in {one} with 3: they differ for that alone.",
+    ]
+    assert merged(one, changed("before", "one", change=asked(3, 10)))["notes"] == []
+
+
 def test_the_order_of_reports_decides_who_is_first(report_of):
     rows = merged(report_of("one"), report_of("before", "two"))["checkpoints"]
     assert [row["label"] for row in rows] == ["one", "before", "two"]
@@ -186,6 +232,18 @@ def test_no_label_speaks_to_the_terminal(changed, report_of):
     assert "\x1b" not in result.stdout
 
 
+def test_no_label_is_a_tag_in_markdown(changed, tmp_path: Path):
+    def named(report: dict[str, Any]) -> None:
+        report["checkpoints"][0]["label"] = report["checkpoints"][1]["divergence"]["against"] = (
+            "<script>alert()</script>"
+        )
+
+    assert gqa_compare(changed("before", "two", change=named), "-o", tmp_path / "page").exit_code == 0
+    page = (tmp_path / "page" / "report.md").read_text()
+    assert "## Divergence from “&lt;script>alert()&lt;/script>”" in page
+    assert "<script>" not in page
+
+
 def test_reports_of_format_1_are_read(changed, report_of):
     def older(report: dict[str, Any]) -> None:
         report["format"] = 1
@@ -228,6 +286,7 @@ def test_bad_words_are_one_sentence(report_of, tmp_path: Path):
     refused(tmp_path, f"no such file: {tmp_path / 'gone'}", good, tmp_path / "gone")
     (tmp_path / "words.json").write_text("[1,")
     refused(tmp_path, "is not JSON", good, tmp_path / "words.json")
+    refused(tmp_path, f"{'a' * 60}... can't be looked up (File name too long)", good, "a" * 300)
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
     refused(tmp_path, "is not JSON", good, tmp_path / "bytes.json")
     (tmp_path / "deep.json").write_text("[" * 100_000)

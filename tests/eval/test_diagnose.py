@@ -46,8 +46,22 @@ def test_entropy_is_that_of_the_attention_weights(make_checkpoint, data):
         model.model.layers[1].self_attn.q_proj.weight.zero_()  # all keys are alike to it
     model.save_pretrained(flat)
     (row,) = evaluate([flat], options(data)).rows
-    expected = torch.log(torch.arange(1, 33, dtype=torch.float64)).mean()
+    expected = torch.log(torch.arange(1, 32, dtype=torch.float64)).mean()
     assert row.result.layers[1].entropy == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_no_position_is_needed_for_the_last_token(make_checkpoint, tmp_path: Path, adds_bos: bool):
+    sizes = {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 32}
+    learned = make_checkpoint("opt", model_type="opt", adds_bos=adds_bos, **sizes)
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"text": "The quick brown fox jumps over the lazy dog."}\n' * 9)
+    (row,) = evaluate([learned], options(text, window=33)).rows
+    assert [layer.relative_error for layer in row.result.layers] == [0, 0]
+    text.write_text('{"text": "The"}\n' * 9)  # windows of a token or two
+    shortest = {"documents": "separate"} if adds_bos else {}
+    (row,) = evaluate([learned], options(text, window=2, **shortest)).rows
+    assert [layer.cosine for layer in row.result.layers] == pytest.approx([1, 1])
 
 
 def test_other_classes_are_compared_as_run_and_other_shapes_not_at_all(checkpoint, make_checkpoint, data):

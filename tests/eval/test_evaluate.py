@@ -93,6 +93,16 @@ def test_another_tokenizer_is_compared_by_bits_per_byte_only(checkpoint, make_ch
     assert "bos splits the text into other tokens than tiny: compare bits per byte" in note
 
 
+def test_another_size_of_the_vocabulary_is_noted(checkpoint, make_checkpoint, data):
+    padded = make_checkpoint("padded", vocab_size=352)
+    made = evaluate([checkpoint, padded], options(data))
+    assert made.rows[1].divergence is None
+    assert made.notes() == [
+        "padded has a vocabulary of 352 and tiny one of 320 (padding, perhaps): there is no divergence between the two."
+    ]
+    assert evaluate([checkpoint, padded], options(data, divergence=False)).notes() == []
+
+
 def test_another_precision_is_noted(checkpoint, make_checkpoint, data):
     half = make_checkpoint("half", dtype=torch.bfloat16)
     (note,) = evaluate([checkpoint, half], options(data, dtype="auto")).notes()
@@ -201,8 +211,10 @@ def test_names_are_as_short_as_tells_them_apart(tmp_path: Path):
     assert labels("a/model", "b/model") == ["a/model", "b/model"]
     model = tmp_path / "a" / "model"
     assert name_checkpoints([f"x={model}", model]) == [("x", model), ("model", model)]
-    with pytest.raises(UserError, match="two checkpoints are called 'model'; tell them apart as"):
-        name_checkpoints([model, model])
+    with pytest.raises(UserError) as caught:
+        name_checkpoints([model, f"other={tmp_path / 'a' / 'other'}", model])
+    assert str(caught.value) == f"two checkpoints are called 'model'; tell them apart as one={model} other={model}"
+    assert name_checkpoints([f"{'x' * 300}={model}"]) == [("x" * 300, model)]
     with pytest.raises(UserError, match="is neither a checkpoint nor label=checkpoint"):
         name_checkpoints([f"={model}"])
 

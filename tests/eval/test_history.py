@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +70,41 @@ def test_a_damaged_gqa_json_is_said(trained):
     (trained / "gqa.json").write_text("{")
     with pytest.raises(UserError, match="is not a provenance file"):
         read_history(trained)
+
+
+DAMAGE: dict[str, Any] = {
+    "stages": ["x"],
+    "stages as an object": {"a": 1},
+    "layers": [{"stage": "convert", "layers": {"a": 1}}],
+    "predicted damage": [{"stage": "convert", "layers": [{"predicted_damage": {"k": 1}}]}],
+    "heads": [{"stage": "convert", "kv_heads_before": 5}],
+    "words for heads": [{"stage": "convert", "kv_heads_after": ["a"]}],
+    "method": [{"stage": "convert", "method": ["x"]}],
+    "teacher": [{"stage": "convert"}, {"stage": "uptrain", "teacher": {"path": 3}}],
+    "run": [{"stage": "convert"}, {"stage": "uptrain", "config": {"run_dir": 5}}],
+    "step": [{"stage": "convert"}, {"stage": "uptrain", "validation": [{"validation_loss": 1}]}],
+    "huge loss": [
+        {"stage": "convert"},
+        {"stage": "uptrain", "validation": [{"step": 1, "tokens": 1, "validation_loss": 10**400}]},
+    ],
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_what_no_stage_says_is_said_before_anything_is_measured(case: str, trained):
+    (trained / "gqa.json").write_text(json.dumps({"format": 1, "stages": DAMAGE[case]}))
+    with pytest.raises(UserError, match=r"gqa.json is damaged \(.+\); remove it or restore it"):
+        read_history(trained)
+
+
+def test_what_only_a_curve_lacks_is_left_out(trained):
+    stages = [{"stage": "convert", "layers": [{"predicted_damage": {"keys": [float("nan")], "values": [1.0]}}]},
+              {"stage": "uptrain", "config": {"run_dir": "x" * 300}}]  # fmt: skip
+    (trained / "gqa.json").write_text(json.dumps({"format": 1, "stages": stages}))
+    history = read_history(trained)
+    assert history is not None
+    assert history["conversions"][0]["predicted_damage"] is None
+    assert history["trainings"][0]["loss"] == []
 
 
 def test_long_curves_are_thinned_to_means():

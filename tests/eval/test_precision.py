@@ -60,9 +60,17 @@ def test_one_without_computes_in_float32_the_same_to_the_bit_as_when_asked_to(ha
     assert row["stored_dtype"] == other["stored_dtype"] == row["kv_cache"]["dtype"] == stored(half)
     how = " ".join(measured_how(made.document()))
     assert f"Computed in float32 (stored in {stored(half)}) on " in how
-    assert "; this processor has no half-precision products." in how
-    assert "half-precision products" not in " ".join(measured_how(asked.document()))
+    assert f"; this processor has no products in {stored(half)}." in how
+    assert "no products in" not in " ".join(measured_how(asked.document()))
     assert made.notes() == asked.notes() == []
+
+
+def test_only_the_precisions_that_are_lacking_are_named(make_checkpoint, data, monkeypatch):
+    monkeypatch.setattr(products, "_fast_on_cpu", lambda dtype: dtype == torch.bfloat16)
+    halves = [make_checkpoint(name, dtype=getattr(torch, name)) for name in ("bfloat16", "float16")]
+    how = " ".join(measured_how(evaluate(halves, options(data)).document()))
+    assert "Computed in bfloat16 and float32 (stored in float16) on " in how
+    assert "; this processor has no products in float16." in how
 
 
 @pytest.mark.usefixtures("slow")

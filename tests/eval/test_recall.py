@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from gqa.convert.errors import UserError
 from gqa.eval import recall
 from gqa.eval.halves import Halves
 from gqa.eval.options import EvalOptions
-from gqa.eval.recall import PAIRS, recall_at
+from gqa.eval.recall import PAIRS, check_recall, recall_at
 from gqa.eval.text import tokenise
 
 LENGTH = 360
@@ -48,6 +49,19 @@ def test_a_sample_holds_every_pair_once_and_asks_for_one(tokenizer, text):
         assert len(sample.prompt) + max(map(len, sample.values)) == LENGTH
         seen.add(sample.right)
     assert seen == set(range(PAIRS))
+
+
+def test_the_length_that_is_named_is_enough(tokenizer, text):
+    with pytest.raises(
+        UserError, match=r"recall at 20 tokens has no room for its 8 pairs, which take \d+; take more"
+    ) as caught:
+        check_recall(tokenizer, text, [LENGTH, 20])
+    enough = int(str(caught.value).partition("which take ")[2].partition(";")[0])
+    check_recall(tokenizer, text, [enough])
+    for number in range(recall.SAMPLES):
+        recall._sample(tokenizer, text, enough, number)
+    with pytest.raises(UserError, match=r"needs as much text, and the data has \d+; take less"):
+        check_recall(tokenizer, text, [len(text.ids) + 2 * enough])
 
 
 def test_samples_are_the_same_again_and_others_at_other_lengths(tokenizer, text):

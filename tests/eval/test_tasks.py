@@ -1,6 +1,8 @@
 """A task of one's own through lm-evaluation-harness, without a network; its accuracy is counted by hand."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,28 @@ def best(model, tokenizer, question: dict) -> int:
             log_p = model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
         scores.append(sum(float(log_p[at - 1, whole[at]]) for at in range(len(before), len(whole))))
     return scores.index(max(scores))
+
+
+def test_a_field_that_is_not_there_is_one_sentence(checkpoint, data, task_path: Path, tmp_path: Path):
+    path = task_path / "tiny_choice.yaml"
+    path.write_text(path.read_text().replace("{{question}}", "{{ nope.deep.er }}"))
+    command = [sys.executable, "-m", "gqa.eval", checkpoint, "--data", data, "--window", "16", "--dtype", "float32"]
+    done = subprocess.run(
+        [*command, "--tasks", "tiny_choice", "--task-path", task_path],
+        capture_output=True, text=True, cwd=tmp_path, timeout=300,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "Error: tasks tiny_choice can't be run: 'nope' is undefined\n"
+
+
+def test_nothing_of_git_is_said_where_there_is_no_repository(checkpoint, data, task_path: Path, monkeypatch, capfd):
+    monkeypatch.chdir(task_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(task_path.parent))
+    options = EvalOptions(
+        data=str(data), window=16, dtype="float32", device="cpu", tasks=("tiny_choice",), task_path=str(task_path)
+    )
+    evaluate([checkpoint], options)
+    assert "git" not in capfd.readouterr().err
 
 
 def test_a_limit_takes_so_many_examples_and_names_are_checked_first(task_path: Path, monkeypatch):
