@@ -112,12 +112,15 @@ def test_the_first_is_never_held_against_itself(report_of, three, data, tmp_path
 def test_one_fingerprint_with_two_losses_is_two_rows(changed, report_of):
     other = changed("before", "two", change=lambda report: report["checkpoints"][1].update(nll=7.0))
     made = merged(report_of("before", "two"), other)
+    made_nll = made["checkpoints"][1]["nll"]
     assert [(row["label"], row["nll"] == 7) for row in made["checkpoints"]] == [
         ("before", False),
         ("two", False),
         ("two (2)", True),
     ]
     assert "two (2) has the fingerprint of two, and another NLL: both are kept." in made["notes"]
+    near = changed("before", "two", change=lambda report: report["checkpoints"][1].update(nll=made_nll * 1.0001))
+    assert [row["label"] for row in merged(report_of("before", "two"), near)["checkpoints"]] == ["before", "two"]
 
 
 def test_what_was_asked_for_otherwise_is_noted(changed):
