@@ -8,6 +8,7 @@ rate and dropout are functions of the step.
 
 import errno
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from gqa.convert.directory import sync_tree
-from gqa.convert.errors import OwnError, UserError
+from gqa.convert.errors import OwnError, UserError, first_line
 from gqa.uptrain.zero import is_zero, restore, state_of
 
 _MARKER = "complete.json"
@@ -70,13 +71,27 @@ class Checkpoints:
         return target
 
     def load(self, checkpoint: Path) -> None:
-        """Restore weights and optimizer from a complete checkpoint."""
+        """Restore weights and optimizer from a complete checkpoint. All processes call it together.
+
+        Raises:
+            UserError: it can't be read.
+        """
         import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.state_dict import set_state_dict
 
         state = self._state()
         with without_warnings():
-            dcp.load(state, checkpoint_id=checkpoint)
+            try:
+                dcp.load(state, checkpoint_id=checkpoint)
+            except CheckpointException as error:  # what one process meets all are told
+                causes = [cause for cause, _ in error.failures.values() if isinstance(cause, Exception)]
+                if not causes:
+                    raise  # it was interrupted
+                raise UserError(
+                    f"{checkpoint} is damaged ({first_line(causes[0])}); name another checkpoint of the run with "
+                    "--resume, or begin anew with --resume never --overwrite"
+                ) from None
             if is_zero(self.accelerator):
                 restore(self.module, self.optimizer, state)
                 return
@@ -144,6 +159,12 @@ def complete_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Steps and paths of the complete checkpoints in `folder`, oldest first."""
     found = [path for path in folder.glob("step-*") if (path / _MARKER).is_file()]
     return sorted((step_of(path), path) for path in found)
+
+
+def half_deleted(folder: Path) -> list[Path]:
+    """What a kill has left in `folder` of checkpoints that were being deleted: directories without the marker."""
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return [path for path in found if path.is_dir() and not path.is_symlink() and not (path / _MARKER).exists()]
 
 
 def step_of(checkpoint: Path) -> int:

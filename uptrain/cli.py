@@ -155,6 +155,7 @@ def _uptrain(config: UptrainConfig, *, as_json: bool) -> None:
     from gqa.convert.pretrained import quiet_transformers
     from gqa.convert.provenance import read_stages
     from gqa.convert.push.lineage import since_original
+    from gqa.convert.view import as_word, command_line
     from gqa.eval.processes import leave_processes, speaks
     from gqa.uptrain.run import run
 
@@ -169,8 +170,9 @@ def _uptrain(config: UptrainConfig, *, as_json: bool) -> None:
         typer.echo(json.dumps(asdict(result), default=str))
     elif not config.quiet:
         original = since_original(read_stages(result.output))[0]["source"]["path"]
-        typer.echo(f"Next:\n  gqa-eval {original} {result.output} --data TEXT -o report", err=True)
-        typer.echo(f"  gqa-push {result.output} ORG/NAME --dry-run", err=True)
+        compare = command_line("gqa-eval", as_word(original), result.output, "--data", "TEXT", "-o", "report")
+        typer.echo(f"Next:\n  {compare}", err=True)
+        typer.echo(f"  {command_line('gqa-push', result.output, 'ORG/NAME', '--dry-run')}", err=True)
 
 
 app.command(epilog=_EXIT_CODES)(with_options(uptrain_command, _LAUNCH))

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gqa.convert.errors import UserError
+from gqa.convert.seeds import LARGEST
 from gqa.uptrain.options_data import DataOptions, Source
 from gqa.uptrain.options_learning import Divergence, LearningOptions
 from gqa.uptrain.options_running import RunningOptions, Tracker
@@ -30,6 +31,8 @@ class UptrainConfig(RunningOptions, LearningOptions, DataOptions):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name} must be above 0, got {value}")
+            if value == float("inf"):
+                raise UserError(f"{name} must be finite, got {value}")
         for name in _SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
@@ -40,6 +43,9 @@ class UptrainConfig(RunningOptions, LearningOptions, DataOptions):
             raise UserError(f"betas must be at least 0 and below 1, got {self.betas}")
         if self.schedule == "wsd" and self.warmup_ratio + self.decay_ratio > 1:
             raise UserError(f"warmup_ratio {self.warmup_ratio} and decay_ratio {self.decay_ratio} exceed the whole run")
+        if self.seed > LARGEST:
+            raise UserError(f"seed must be at most {LARGEST}, got {self.seed}")
+        self._check_idle()
         self._check_teaching()
         self._check_mixture()
         self.seconds  # noqa: B018 - refuses what is no time
@@ -64,12 +70,17 @@ class UptrainConfig(RunningOptions, LearningOptions, DataOptions):
         """How long the command may take, if max_time says so."""
         if self.max_time is None:
             return None
-        found = _TIME.fullmatch(self.max_time.strip())
+        found = _TIME.fullmatch(str(self.max_time).strip())
         parts = [float(part or 0) for part in found.groups()] if found else []
         total = sum(part * unit for part, unit in zip(parts, (86400, 3600, 60, 1), strict=False))
         if not total > 0:
             raise UserError(f"max_time {self.max_time!r} is no time; write seconds, or like 90m, 12h, 1d12h")
         return total
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is validation."""
+        return bool(self.validation_tokens and (self.validation_data or self.validation_share))
 
     def _of_each(self, option: str, count: int) -> tuple[str | None, ...]:
         """What an option says of each of so many data."""
@@ -91,6 +102,16 @@ class UptrainConfig(RunningOptions, LearningOptions, DataOptions):
             )
         if not all(0 < weight < float("inf") for weight in self.data_weights):
             raise UserError(f"data_weights must be above 0, got {self.data_weights}; leave out data that has none")
+
+    def _check_idle(self) -> None:
+        """Refuse what would be given for nothing."""
+        if self.memory_limit is not None and not self.find_batch:
+            raise UserError("memory_limit is what find_batch may fill; add find_batch, or leave memory_limit out")
+        if self.patience is not None and not self.validates:
+            raise UserError(
+                "patience counts validations, and there are none with validation_tokens 0, or with validation_share 0 "
+                "and no validation_data; give what to validate on, or leave patience out"
+            )
 
     def _check_teaching(self) -> None:
         if self.teacher == "none" and (self.offline_teacher or self.attention_weight):

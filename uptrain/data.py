@@ -135,11 +135,11 @@ class Opener:
         tail = closing(load_tokenizer(self.checkpoint))
         text = self._text(self._only_source("pairs"), "sources", config.source_column)
         train, held_out = self._sides(text, tail, pad)
-        if config.validation_data and self._validates():
+        if config.validation_data and config.validates:
             held_out, _ = self._sides(self._judging(text, config.validation_data), tail, pad)
         if not len(train):
             raise UserError(f"{config.data_words} holds no pair to train on; give more, or hold out less")
-        judged = held_out if self._validates() else None
+        judged = held_out if config.validates else None
         sampler = PairSampler(train, plan.batch_size, config.seed)
         sources, targets = train.cut
         cut = f", {sources:,} sources and {targets:,} targets of them cut" if sources or targets else ""
@@ -170,11 +170,11 @@ class Opener:
         source, target = speech_columns(**vars(heard), asked=asked)
         text = replace(self._text(heard, "sounds", source), target_column=target)
         train, held_out = self._heard(text, model)
-        if config.validation_data and self._validates():
+        if config.validation_data and config.validates:
             held_out, _ = self._heard(self._judging(text, config.validation_data), model)
         if not len(train):
             raise UserError(f"{heard} holds no recording to train on; give more, or hold out less")
-        judged = held_out if self._validates() else None
+        judged = held_out if config.validates else None
         sampler = SpeechSampler(train, self.plan.batch_size, config.seed)
         return Data(
             samples=sampler,
@@ -220,13 +220,10 @@ class Opener:
             )
         return Validation(pairs.read, count, self.plan.rows)
 
-    def _validates(self) -> bool:
-        config = self.config
-        return bool(config.validation_tokens and (config.validation_data or config.validation_share))
-
     def _share(self) -> float:
         """Of the documents, held out for validation."""
-        return self.config.validation_share if self._validates() and not self.config.validation_data else 0.0
+        config = self.config
+        return config.validation_share if config.validates and not config.validation_data else 0.0
 
     def _text(self, source: Source, kind: Kind, column: str | None = None) -> Text:
         """One of the data, as it is to be read."""
@@ -251,7 +248,7 @@ class Opener:
     def _texts(self, kind: Kind, length: int) -> Texts:
         """Tokens to train on, and to validate on if there is validation, enough for a sequence of `length` each."""
         config, trained, held_out = self.config, [], []
-        if self._validates() and config.validation_tokens < length:
+        if config.validates and config.validation_tokens < length:
             raise UserError(f"validation_tokens {config.validation_tokens} is less than a sequence, {length}")
         for source in config.sources:
             train, judged = self._stores(self._text(source, kind))
@@ -262,7 +259,7 @@ class Opener:
             trained.append(train)
             held_out += [judged] if self._share() else []
         weights = config.data_weights or tuple(float(len(store)) for store in trained)
-        if config.validation_data and self._validates():
+        if config.validation_data and config.validates:
             judged, _ = self._stores(self._judging(self._text(config.sources[0], kind), config.validation_data))
             _check_length(judged, length, config.validation_data, f"give more text{_OR_NONE}")
             held_out = [judged]

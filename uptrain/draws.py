@@ -1,7 +1,7 @@
 """An offline teacher: tokens drawn from its distributions, on disk, in the order in which a run trains on windows.
 
-A store is a folder beside the tokens, named by what decides its content (the tokens and how they are cut and shuffled;
-the teacher, its temperature and arithmetic; how many draws), with
+A store is a folder beside the tokens, named by what decides its content (the tokens and how they are cut, shuffled
+and mixed; the teacher, its temperature and arithmetic; how many draws), with
 
 - `drawn`: token ids [windows, length, draws], of the smallest type that holds the vocabulary;
 - `entropy`: float32 [windows, length], of the distributions drawn from, in nats: so the loss is the divergence itself;
@@ -26,6 +26,7 @@ from gqa.convert.directory import check_space, disk_errors
 from gqa.convert.errors import UserError
 from gqa.uptrain.batches import Batch, Sampler
 from gqa.uptrain.config import UptrainConfig
+from gqa.uptrain.mixture import MixedSampler, shares_of_block
 from gqa.uptrain.model import device_of_run, teacher_type
 from gqa.uptrain.partial import flush, locked, note, noted, reopened, unfinished
 
@@ -50,11 +51,16 @@ class Drawing:
 
     temperature: float
     draws: int
+    shares: tuple[int, ...] = ()
+    """Of a mixture: how many windows of a block each text has."""
 
     @property
     def key(self) -> str:
         """The name of the store's folder."""
-        return f"teacher-{hashlib.sha256(repr((_FORMAT, asdict(self))).encode()).hexdigest()[:32]}"
+        facts = asdict(self)
+        if not self.shares:
+            del facts["shares"]  # of one text nothing is said
+        return f"teacher-{hashlib.sha256(repr((_FORMAT, facts)).encode()).hexdigest()[:32]}"
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ def drawing_of(config: UptrainConfig, teacher: str, sampler: Sampler) -> Drawing
         arithmetic=str(teacher_type(config.precision, device_of_run())),
         temperature=config.temperature,
         draws=config.teacher_draws,
+        shares=tuple(shares_of_block(sampler.weights)) if isinstance(sampler, MixedSampler) else (),
     )
 
 

@@ -34,7 +34,7 @@ def export_saved(
     folder = _newest(saved)
     run, step = folder.parent.parent, step_of(folder)
     record = _record(run)
-    source = resolve_checkpoint(checkpoint or record["config"]["checkpoint"])
+    source = _trained(run, record) if checkpoint is None else resolve_checkpoint(checkpoint)
     if fingerprint(source) != record["content"]["checkpoint"]:
         raise UserError(
             f"{source} is not what the run in {run} has trained, or it has changed since; name that with --checkpoint"
@@ -67,6 +67,16 @@ def _newest(saved: Path) -> Path:
     if not complete:
         raise UserError(f"the run in {saved} has saved nothing yet; let it reach its first checkpoint")
     return complete[-1][1].resolve()
+
+
+def _trained(run: Path, record: dict[str, Any]) -> Path:
+    """What the run has trained, where its `run.json` says that it is."""
+    try:
+        return resolve_checkpoint(record.get("checkpoint", record["config"]["checkpoint"]))
+    except UserError as error:
+        raise UserError(
+            f"what the run in {run} has trained is not where it was ({error}); name it with --checkpoint"
+        ) from None
 
 
 def _record(run: Path) -> dict[str, Any]:

@@ -74,6 +74,8 @@ def _flag_type(kind: Any) -> Any:
     """The type of a field as a flag's: repeatable flags are lists of words, and every flag may be absent."""
     arguments = getattr(kind, "__args__", ())
     repeatable = Ellipsis in arguments or any(Ellipsis in get_args(part) for part in arguments)
+    if {str, float} <= set(arguments):
+        return str | None  # a number is a word, too
     return (list[str] if repeatable else kind) | None
 
 

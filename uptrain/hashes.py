@@ -9,8 +9,10 @@ import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from gqa.convert.directory import write_atomically
+from gqa.convert.directory import disk_errors, write_atomically
+from gqa.convert.errors import UserError
 from gqa.uptrain.partial import locked
 
 _SECONDS = 2.0
@@ -21,7 +23,7 @@ def file_hashes(files: Iterable[Path], cache: Path) -> list[bytes]:
     """SHA-256 of the content of each file; those of files that are as they were are taken from the cache."""
     with locked(cache / "hashes.lock"):
         note = cache / "hashes.json"
-        known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+        known = _noted(note) if note.is_file() else {}
         before, found = dict(known), list[bytes]()
         for file in files:
             name, facts = str(file.resolve()), file.stat()
@@ -33,8 +35,16 @@ def file_hashes(files: Iterable[Path], cache: Path) -> list[bytes]:
                     known[name] = [*stamp, digest]
             found.append(bytes.fromhex(digest))
         if known != before:
-            write_atomically(note, json.dumps(known, indent=1) + "\n")
+            with disk_errors(note):
+                write_atomically(note, json.dumps(known, indent=1) + "\n")
     return found
+
+
+def _noted(note: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(note.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{note} is damaged ({error}); delete it: it is made again") from None
 
 
 def file_hash(path: Path) -> bytes:

@@ -22,6 +22,7 @@ import torch
 from accelerate import Accelerator
 
 from gqa.convert.directory import write_atomically
+from gqa.convert.errors import UserError
 from gqa.uptrain.speed import Speed
 
 
@@ -38,20 +39,25 @@ class Metrics:
     left_out: int = 0
     """How many steps were left out."""
 
-    in_a_row: int = 0
-    """How many of these were the last."""
+    row: list[dict[str, Any]] = field(default_factory=list)
+    """The lines of the last steps, if they were left out."""
+
+    longest_row: list[dict[str, Any]] = field(default_factory=list)
+    """The lines of the longest such row that the last flush has come by; it may have begun before."""
 
     _pending: list[tuple[int, float, torch.Tensor]] = field(default_factory=list)
 
-    def rewind(self, step: int) -> list[dict[str, Any]]:
-        """Forget every line after `step`, from where the run goes on; the lines that stay."""
-        kept = [line for line in read_metrics(self.path) if line["step"] <= step] if step else []
-        self.accelerator.wait_for_everyone()  # until all have read them
+    def until(self, step: int) -> list[dict[str, Any]]:
+        """The lines up to `step`, from where the run goes on."""
+        return [line for line in read_metrics(self.path) if line["step"] <= step] if step else []
+
+    def rewind(self, lines: list[dict[str, Any]]) -> None:
+        """Forget every line but these, once all processes have read them."""
+        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        for line in kept:
+            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+        for line in lines:
             self._count(line)
-        return kept
 
     def add(self, step: int, rate: float, *values: torch.Tensor) -> None:
         """Note a step's learning rate, and of all processes its loss, its gradient norm and whether it was left out."""
@@ -61,6 +67,7 @@ class Metrics:
         """Write what is pending and return its lines. All processes call it at the same step."""
         steps, rates, values = zip(*self._pending, strict=True)
         self._pending.clear()
+        self.longest_row = []
         columns = torch.stack(values).tolist()  # [steps, (loss, norm, left out)]; waits for the device
         now = self.speed.measured(steps[-1], self.tokens_before(steps[-1]) - self.tokens_before(steps[0] - 1))
         lines: list[dict[str, Any]] = []
@@ -82,7 +89,8 @@ class Metrics:
     def _count(self, line: dict[str, Any]) -> None:
         if "loss" in line:
             self.left_out += "left_out" in line
-            self.in_a_row = self.in_a_row + 1 if "left_out" in line else 0
+            self.row = [*self.row, line] if "left_out" in line else []
+            self.longest_row = max(self.longest_row, self.row, key=len)
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
         if self.accelerator.is_main_process and lines:
@@ -96,9 +104,24 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line that a kill cut short is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The lines of a `metrics.jsonl`; a last line that a kill cut short is left out.
+
+    Raises:
+        UserError: another line is damaged.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    return [_parsed(line, f"line {number} of {path}") for number, line in enumerate(lines, 1) if line.endswith(b"\n")]
+
+
+def _parsed(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+        _ = found["step"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{where} is damaged ({error}); take that line out, or begin the run anew with --resume never --overwrite"
+        ) from None
+    return found
 
 
 def _finite(value: float) -> float | None:

@@ -15,7 +15,7 @@ from gqa.uptrain.batches import Samples
 from gqa.uptrain.config import UptrainConfig
 from gqa.uptrain.memory import advice, estimate_memory, memory_here, shards
 from gqa.uptrain.model import device_of_run
-from gqa.uptrain.plan import Plan, divisors
+from gqa.uptrain.plan import Plan
 
 _KEPT_FREE = 0.9
 """Of the memory that is there: what an estimate may fill."""
@@ -63,7 +63,7 @@ def fitting_rows(config: UptrainConfig, plan: Plan, checkpoint: Path, teacher: P
     there = config.memory_limit * 1e9 if config.memory_limit else memory_here()
     if there is None:
         raise UserError("find_batch does not know how much memory there is; say so with memory_limit")
-    for rows in divisors(plan.batch_size // plan.processes):
+    for rows in plan.fewer_rows:
         tried = replace(plan, rows=rows)
         estimate = estimate_memory(config, tried, checkpoint, teacher)
         if estimate.total <= _KEPT_FREE * there:
@@ -84,8 +84,7 @@ def tried_rows(
     Raises:
         UserError: not even one fits.
     """
-    share = plan.batch_size // plan.processes
-    for rows in divisors(share):
+    for rows in plan.fewer_rows:
         fits = _passes(lambda rows=rows: _try(rows, accelerator, module, optimizer, samples), module)
         full = accelerator.reduce(torch.tensor(float(not fits), device=accelerator.device), "sum")
         if not float(full):  # for all processes

@@ -105,7 +105,7 @@ class LearningOptions:
     0 leaves out only what is not finite. A run that goes on may take another."""
 
     seed: int = 0
-    """Decides the order of the data (and dropout, if the model has any)."""
+    """Decides the order of the data (and dropout, if the model has any); below 2**32."""
 
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Arithmetic of forward and backward; weights stay in float32. auto: bfloat16 where the device has it."""

@@ -25,7 +25,7 @@ class RunningOptions:
     keep_checkpoints: int = 2
     """Checkpoints of the run that are kept; older ones are deleted after a new one is complete."""
 
-    max_time: str | None = None
+    max_time: str | float | None = None
     """Save and stop after so long, with exit code 0, at the end of a step; the same command goes on. Seconds, or like
     90m, 12h, 1d12h; counted from the start of the command."""
 
@@ -33,8 +33,8 @@ class RunningOptions:
     """Stop after so many steps in a row had to be left out; the last checkpoint stays."""
 
     find_batch: bool = False
-    """Let as many sequences pass through a process at once as it has memory for. A GPU tries; a CPU takes the estimate
-    that the run begins with, and memory_limit."""
+    """Let as many sequences pass through a process at once as it has memory for, but no more than micro_batch_size. A
+    GPU tries; a CPU takes the estimate that the run begins with, and memory_limit."""
 
     memory_limit: float | None = None
     """Memory of a process in GB (1e9 bytes) that find_batch may fill on a CPU [default: what is free]."""

@@ -54,9 +54,19 @@ def unfinished(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock on `path` against other processes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    """Hold a lock on `path`, in the cache, against other processes.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("a")
+    except OSError as error:
+        raise UserError(
+            f"the cache {path.parent} can't be written ({error.strerror}); choose another with --cache-dir"
+        ) from None
+    with lock as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -40,6 +40,11 @@ class Plan:
     save_every: int
 
     @property
+    def fewer_rows(self) -> list[int]:
+        """`rows`, and what else of fewer divides a process' share, the most first."""
+        return [rows for rows in divisors(self.batch_size // self.processes) if rows <= self.rows]
+
+    @property
     def tokens_per_step(self) -> float:
         """Tokens that pass through the model in a step, on average."""
         return self.batch_size * self.tokens_per_sequence

@@ -136,7 +136,21 @@ def _check_places(config: UptrainConfig, plan: Plan, checkpoint: Path, teacher: 
     data = [local_path(name) for name in (*(source.data for source in config.sources), config.validation_data) if name]
     inputs = [checkpoint, *(path for path in data if path), *([teacher.path] if teacher.path else [])]
     check_output(plan.output, inputs, overwrite=config.overwrite)
-    check_output(plan.run_dir, [*inputs, plan.output], overwrite=True)
+    _check_run_dir(plan.run_dir, dict.fromkeys(inputs, "input") | {plan.output: "output"})
+
+
+def _check_run_dir(run_dir: Path, others: dict[Path, str]) -> None:
+    """Refuse a run's directory that can't be made or written, or that is not apart from what is read and made."""
+    remedy = "choose another with --run-dir"
+    for path, what in others.items():
+        ours, theirs = run_dir.resolve(), path.resolve()
+        if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
+            raise UserError(f"the run directory {run_dir} is the {what} {path}, inside it, or around it; {remedy}")
+    if run_dir.is_symlink() or (run_dir.exists() and not run_dir.is_dir()):
+        raise UserError(f"the run directory {run_dir} is a file or a link; {remedy}")
+    place = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"no permission to write the run into {place}; {remedy}")
 
 
 def _check_installed(config: UptrainConfig) -> None:

@@ -80,7 +80,7 @@ def run(config: UptrainConfig) -> UptrainResult:
     config = build_options(UptrainConfig, asdict(config), "uptrain")
     screen = Screen(quiet=config.quiet)
     setup = prepare(config, screen)
-    with setup.run_dir.locked(), disk_errors(setup.plan.run_dir), memory_errors(config, setup.plan):
+    with disk_errors(setup.plan.run_dir), setup.run_dir.locked(), memory_errors(config, setup.plan):
         trainer, start = _assemble(setup, screen, began)
         try:
             with _reported(trainer), packed_attention(trainer.accelerator.device):
@@ -132,14 +132,16 @@ def _assemble(setup: Setup, screen: Screen, began: float) -> tuple[Trainer, int]
         setup.lesson.attention_weight = config.attention_weight  # as in the first step, where it weighs the most
         plan = tried_rows(plan, accelerator, module, optimizer, samples)
         setup = replace(setup, plan=plan)
-    resumed = _begin(setup, accelerator)
+    resumed = _resumed(setup, accelerator)
     checkpoints = Checkpoints(run_dir.checkpoints, config.keep_checkpoints, accelerator, module, optimizer, groups)
     metrics = Metrics(run_dir.metrics, accelerator, samples.tokens_before, speed)
     guard, watch = Guard(config.spike_sigmas, accelerator.device), Watch(config.patience)
     start = step_of(resumed) if resumed else 0
     if resumed:
         checkpoints.load(resumed)
-    lines = metrics.rewind(start)
+    lines = metrics.until(start)
+    _begin(setup, accelerator, resumed)  # deletes what comes later, now that what is gone on from has been read
+    metrics.rewind(lines)
     guard.remember(line for line in lines if "loss" in line)
     watch.remember(lines)
     screen.note(_headline(setup, accelerator.device, autocast, start))
@@ -233,24 +235,26 @@ def _accelerator(config: UptrainConfig, run_dir: RunDir) -> Accelerator:
     )
 
 
-def _begin(setup: Setup, accelerator: Accelerator) -> Path | None:
-    """Make the run's directory ready, once all processes have found nothing against it; what to resume, if anything."""
+def _resumed(setup: Setup, accelerator: Accelerator) -> Path | None:
+    """The checkpoint that all processes go on from, if they do."""
+    resumed = [setup.run_dir.resumed_from() if accelerator.is_main_process else None]
+    broadcast_object_list(resumed)
+    return resumed[0]
+
+
+def _begin(setup: Setup, accelerator: Accelerator, resumed: Path | None) -> None:
+    """Make the run's directory ready, once all processes have found nothing against it."""
     run_dir = setup.run_dir
     accelerator.wait_for_everyone()
-    resumed: list[Path | None] = [None]
     if accelerator.is_main_process:
-        resumed[0] = run_dir.resumed_from()
         is_other = setup.teacher.path is not None and not setup.teacher.is_parent_of(setup.checkpoint)
-        teacher_is = "teacher" if is_other else "parent"
-        run_dir.begin(resumed[0], _facts(setup), teacher_is)
-    broadcast_object_list(resumed)
+        run_dir.begin(resumed, setup.checkpoint, _facts(setup), "teacher" if is_other else "parent")
     if run_dir.config.trackers:
         settings = {
             key: value if isinstance(value, int | float) else str(value)
             for key, value in as_json(run_dir.config).items()
         }
         accelerator.init_trackers("gqa-uptrain", settings)
-    return resumed[0]
 
 
 def _headline(setup: Setup, device: torch.device, autocast: torch.dtype | None, start: int) -> str:

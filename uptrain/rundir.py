@@ -1,7 +1,8 @@
 """The run's directory: what it was started with, and where it goes on.
 
     OUTPUT.run/
-      run.json        the config as given, the plan's numbers, hashes of the checkpoint and the data, and facts
+      run.json        the config as given, the plan's numbers, hashes of the checkpoint and the data, where the
+                      checkpoint is, and facts
       metrics.jsonl   a line for every step and every validation
       checkpoints/    step-N/: weights and optimizer after step N
       gqa-uptrain/    what trackers that write files have written
@@ -21,7 +22,7 @@ from typing import Any
 from gqa.convert.directory import write_atomically
 from gqa.convert.errors import UserError
 from gqa.eval.processes import speaks
-from gqa.uptrain.checkpoints import complete_checkpoints, remove_checkpoint, step_of
+from gqa.uptrain.checkpoints import complete_checkpoints, half_deleted, remove_checkpoint, step_of
 from gqa.uptrain.config import FREE_ON_RESUME, NAMES_OF_CONTENT, UptrainConfig, as_json
 from gqa.uptrain.plan import Plan
 
@@ -90,20 +91,22 @@ class RunDir:
                 ) from None
             yield
 
-    def begin(self, resumed: Path | None, facts: Mapping[str, Any], teacher_is: str) -> None:
+    def begin(self, resumed: Path | None, checkpoint: Path, facts: Mapping[str, Any], teacher_is: str) -> None:
         """Make the directory ready for a run that goes on from `resumed`, or, when that is None, starts anew.
 
-        `facts` are what a checkpoint made of the run will say of it, `teacher_is` what its report calls the teacher.
-        Checkpoints of later steps are deleted: the run is
-        about to make them again.
+        `checkpoint` is what is trained, `facts` what a checkpoint made of the run will say of it, `teacher_is` what its
+        report calls the teacher. Checkpoints of later steps are deleted: the run is about to make them again. So is
+        what kills have left of others; nobody else may be writing here.
         """
         start = step_of(resumed) if resumed else 0
-        for step, checkpoint in complete_checkpoints(self.checkpoints):
+        for step, later in complete_checkpoints(self.checkpoints):
             if step > start:
-                remove_checkpoint(checkpoint)
-        for partial in self.checkpoints.glob(".step-*.partial"):
+                remove_checkpoint(later)
+        for partial in [*self.checkpoints.glob(".step-*.partial"), *half_deleted(self.checkpoints)]:
             shutil.rmtree(partial)
-        record = {**self.record(), "facts": dict(facts), "teacher_is": teacher_is}
+        is_here = Path(self.config.checkpoint).is_dir()
+        trained = str(checkpoint.resolve()) if is_here else self.config.checkpoint
+        record = {**self.record(), "checkpoint": trained, "facts": dict(facts), "teacher_is": teacher_is}
         write_atomically(self.path / "run.json", json.dumps(record, indent=2) + "\n")
 
     def _named(self, checkpoint: Path) -> Path:

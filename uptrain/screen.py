@@ -30,7 +30,7 @@ class Screen:
     @contextmanager
     def tokenising(self, data: str) -> Iterator[Callable[[int], None]]:
         """Shows how many tokens have been written, while that goes on."""
-        column = TextColumn("{task.description}")
+        column = TextColumn("{task.description}", markup=False)
         with Progress(column, console=self._console, transient=True, disable=not self._has_bar) as bar:
             task = bar.add_task(f"Reading {data}")
             self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
@@ -44,7 +44,8 @@ class Screen:
     @contextmanager
     def training(self, start: int, steps: int) -> Iterator[Callable[[int, str], None]]:
         """Shows the step reached and a few words about it; yields the function that is told both."""
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+        words = TextColumn("{task.description}", markup=False)
+        columns = (BarColumn(), MofNCompleteColumn(), words, TimeRemainingColumn())
         self._next_line = began = time.monotonic()
         with Progress(*columns, console=self._console, transient=True, disable=not self._has_bar) as bar:
             task = bar.add_task("starting", total=steps, completed=start)

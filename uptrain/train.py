@@ -102,14 +102,14 @@ class Trainer:
             UserError: so many steps in a row were left out that the run should end.
         """
         lines = self.metrics.flush()
-        bad = [line for line in lines if "left_out" in line]
-        for line in bad:
+        for line in (line for line in lines if "left_out" in line):
             self.screen.note(f"step {line['step']} is left out: {_judged(line)}")
         show(lines[-1]["step"], _words(lines[-1], self.metrics.left_out))
-        if self.metrics.in_a_row >= self.config.max_bad_steps:
+        row = self.metrics.longest_row
+        if len(row) >= self.config.max_bad_steps:
             raise UserError(
-                f"step {lines[-1]['step']}: the last {self.metrics.in_a_row} steps had to be left out "
-                f"({_judged(bad[-1])}), at learning rate {lines[-1]['learning_rate']:.3g}; training stopped, and "
+                f"step {row[-1]['step']}: the last {len(row)} steps had to be left out "
+                f"({_judged(row[-1])}), at learning rate {row[-1]['learning_rate']:.3g}; training stopped, and "
                 "earlier checkpoints of the run are kept: the same command goes on with a smaller --clip, or, if these "
                 "are no spikes, with a larger --spike-sigmas; a lower --learning-rate begins anew, with --overwrite"
             )

@@ -142,6 +142,45 @@ def test_an_output_where_nothing_may_be_written(configured: Configured, tmp_path
         uptrain(configured(output=tmp_path / "closed" / "out"))
 
 
+@pytest.mark.parametrize("where", ["file", "file/below"])
+def test_a_cache_that_cannot_be_written(configured: Configured, where: str, tmp_path: Path):
+    (tmp_path / "file").write_text("here")
+    said = refused(configured(cache_dir=tmp_path / where))
+    assert f"the cache {tmp_path / where} can't be written" in said
+    assert "choose another with --cache-dir" in said
+
+
+def test_a_run_directory_that_cannot_be_one(configured: Configured, tmp_path: Path):
+    (tmp_path / "file").write_text("here")
+    for run_dir, said in (
+        ("file", "is a file or a link; choose another with --run-dir"),
+        ("out/run", "inside it, or around it; choose another with --run-dir"),
+        ("file/below", "no permission to write the run into"),
+    ):
+        assert said in refused(configured(run_dir=tmp_path / run_dir))
+    assert (tmp_path / "file").read_text() == "here"
+
+
+def test_a_run_directory_where_nothing_may_be_written(configured: Configured, tmp_path: Path, monkeypatch):
+    run = tmp_path / "closed"
+    run.mkdir(mode=0o500)
+    if os.geteuid() == 0:  # as above
+        monkeypatch.setattr(os, "access", lambda path, *_, **__: Path(path) != run)
+    assert f"no permission to write the run into {run}; choose another with --run-dir" in refused(
+        configured(run_dir=run)
+    )
+    opened = Path.open
+
+    def closed(self: Path, *how: Any, **more: Any) -> Any:
+        if self.name == ".lock":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return opened(self, *how, **more)
+
+    monkeypatch.setattr(os, "access", lambda *_, **__: True)  # it is closed after that was asked
+    monkeypatch.setattr(Path, "open", closed)
+    assert f"no permission for {run / '.lock'}" in refused(configured(run_dir=run))
+
+
 def test_a_disk_that_fills_while_saving_keeps_the_last_checkpoint(configured: Configured, tmp_path: Path, monkeypatch):
     import torch.distributed.checkpoint as dcp
 

@@ -129,3 +129,22 @@ def test_what_comes_next_names_what_was_converted(configured, flags: list[str], 
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert f"gqa-eval {trained} {tmp_path / 'again'} " in result.stderr
+
+
+@pytest.mark.parametrize(("output", "word"), [("a b", "'a b'"), ("-out", "./-out")])
+def test_what_comes_next_can_be_given_to_a_shell(
+    output: str, word: str, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, [*flags, "--max-steps", "1", "--output", output])
+    assert result.exit_code == 0, result.output
+    assert f"gqa-eval {flags[0]} {word} --data TEXT -o report\n" in result.stderr
+    assert f"gqa-push {word} ORG/NAME --dry-run\n" in result.stderr
+
+
+def test_a_time_in_a_recipe_may_be_a_number(config_of, tmp_path: Path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[uptrain]\ncheckpoint = "a"\ndata = "text"\nmax_steps = 3\nmax_time = 3600\n')
+    assert config_of(["--recipe", str(recipe)]).seconds == 3600
+    assert config_of(["--recipe", str(recipe), "--max-time", "90m"]).seconds == 5400
+    assert config_of(["--recipe", str(recipe), "--max-time", "90"]).seconds == 90

@@ -25,6 +25,12 @@ ENOUGH: dict[str, Any] = {"checkpoint": "ckpt", "data": "text.jsonl", "max_steps
         ({"max_steps": 0}, "max_steps must be above 0, got 0"),
         ({"learning_rate": -1.0}, "learning_rate must be above 0, got -1.0"),
         ({"learning_rate": float("nan")}, "learning_rate must be above 0, got nan"),
+        ({"max_steps": None, "alpha": float("inf"), "pretraining_tokens": 100}, "alpha must be finite, got inf"),
+        ({"seed": 2**64}, "seed must be at most 4294967295, got 18446744073709551616"),
+        ({"seed": -1}, "seed must not be negative"),
+        ({"memory_limit": 2.0}, "add find_batch, or leave memory_limit out"),
+        ({"patience": 2, "validation_tokens": 0}, "patience counts validations, and there are none"),
+        ({"patience": 2, "validation_share": 0.0}, "patience counts validations, and there are none"),
         ({"warmup_ratio": 1.5}, "warmup_ratio is a share between 0 and 1"),
         ({"clip": -1.0}, "clip must not be negative"),
         ({"betas": (0.9, 1.0)}, "betas must be at least 0 and below 1"),
@@ -51,6 +57,11 @@ def test_what_makes_no_sense_is_refused(changes: dict[str, Any], said: str):
         build_options(UptrainConfig, ENOUGH | changes, "recipe demo.toml, [uptrain]")
     assert str(caught.value).startswith("recipe demo.toml, [uptrain]: ")
     assert "\n" not in str(caught.value)
+
+
+def test_the_largest_seed_and_what_patience_needs_are_taken():
+    given = ENOUGH | {"seed": 2**32 - 1, "patience": 2, "validation_share": 0.0, "validation_data": "held-out.jsonl"}
+    assert UptrainConfig(**given).seed == 4294967295
 
 
 def test_the_dataclass_itself_refuses_too():

@@ -19,7 +19,7 @@ from gqa.uptrain import uptrain
 from gqa.uptrain.cache_teacher import Drawer, cache_teacher
 from gqa.uptrain.cli import cache_app, main
 from gqa.uptrain.config import UptrainConfig
-from gqa.uptrain.draws import draw_tokens, uniform_numbers
+from gqa.uptrain.draws import Drawing, draw_tokens, uniform_numbers
 from gqa.uptrain.lesson import Lesson
 
 Configured = Callable[..., UptrainConfig]
@@ -144,6 +144,26 @@ def test_what_was_not_drawn_is_said_to_be_missing(configured: Configured, change
     ):
         uptrain(configured(**({"teacher_draws": 2, "offline_teacher": True} | changes)))
     assert not (tmp_path / "out.run").exists()
+
+
+def test_a_mixture_has_draws_for_its_weights_alone(
+    configured: Configured, data: Path, validation_data: Path, tmp_path: Path
+):
+    mixture = {"data": (str(data), str(validation_data)), "teacher_draws": 2}
+    folder = cache_teacher(configured(**mixture, data_weights=(0.3, 0.7)))
+    assert cache_teacher(configured(**mixture, data_weights=(3, 7))) == folder
+    with pytest.raises(UserError, match="lacks the teacher's draws"):
+        uptrain(configured(**mixture, data_weights=(0.7, 0.3), offline_teacher=True))
+    with pytest.raises(UserError, match="lacks the teacher's draws"):
+        uptrain(configured(**mixture, offline_teacher=True))
+    assert uptrain(configured(**mixture, data_weights=(0.3, 0.7), offline_teacher=True)).steps == 6
+
+
+def test_draws_of_one_text_are_found_where_they_always_were():
+    drawing = Drawing(
+        tokens="t", sequence_length=8, seed=1, teacher="p", arithmetic="torch.float32", temperature=1.0, draws=4
+    )
+    assert drawing.key == "teacher-85ea080897410bcf79fc98011211ef1d"
 
 
 def test_what_has_no_draws_is_refused(configured: Configured, make_encoder_decoder, checkpoint, monkeypatch):

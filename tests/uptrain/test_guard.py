@@ -136,6 +136,15 @@ def test_too_many_in_a_row_end_it_with_the_checkpoints_kept(configured: Configur
     assert "Steps left out as spikes, or because something was not finite: 3." in report
 
 
+@pytest.mark.parametrize("log_every", [2, 100])
+def test_too_many_in_a_row_between_two_looks_end_it_too(configured: Configured, broken, log_every: int, tmp_path: Path):
+    """Steps 2 and 3 are bad, and those that follow before the next look, which comes after step 4 or 6, are good."""
+    broken(2, 3)
+    with pytest.raises(UserError, match=r"step 3: the last 2 steps had to be left out \(its loss is not finite\)"):
+        uptrain(configured(log_every=log_every, eval_every=6, save_every=6, max_bad_steps=2))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_that_was_stopped_goes_on_as_its_error_says(configured: Configured, monkeypatch, metrics_of):
     """Steps 4 to 6 are spikes to it; without spikes those are taken that come after the last checkpoint, of step 4."""
     judge = Guard.judge

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from gqa.convert.errors import UserError
+from gqa.convert.options import build_options
 from gqa.uptrain import uptrain
 from gqa.uptrain.cli import app
 from gqa.uptrain.config import UptrainConfig
@@ -85,14 +86,15 @@ def test_the_end_of_the_time_saves_and_the_same_command_goes_on(configured: Conf
 
 
 @pytest.mark.parametrize(
-    ("said", "seconds"), [("90", 90), ("90s", 90), ("1.5h", 5400), ("90m", 5400), ("1d12h", 129600), ("2h30m", 9000)]
+    ("said", "seconds"),
+    [("90", 90), ("90s", 90), ("1.5h", 5400), ("90m", 5400), ("1d12h", 129600), ("2h30m", 9000), (90, 90), (1.5, 1.5)],
 )
-def test_times(configured: Configured, said: str, seconds: float):
-    assert configured(max_time=said).seconds == seconds
+def test_times(options: dict[str, Any], said: str | float, seconds: float):
+    assert build_options(UptrainConfig, options | {"max_time": said}, "a recipe").seconds == seconds
 
 
-@pytest.mark.parametrize("said", ["", "soon", "0", "3w", "-1", "1h2d"])
-def test_what_is_no_time(configured: Configured, said: str):
+@pytest.mark.parametrize("said", ["", "soon", "0", "3w", "-1", "1h2d", 0, -1, math.inf])
+def test_what_is_no_time(configured: Configured, said: str | float):
     with pytest.raises(UserError, match="is no time; write seconds, or like 90m, 12h, 1d12h"):
         configured(max_time=said)
 

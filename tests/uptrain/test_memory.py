@@ -106,13 +106,22 @@ def test_a_cpu_takes_as_many_sequences_as_the_limit_has_room_for(configured: Con
         needs[rows] = estimate_memory(config, tried, checkpoint, None).total / 0.9e9
     assert list(needs.values()) == sorted(needs.values(), reverse=True)
     for rows, enough in needs.items():
-        limited = configured(batch_size=12, memory_limit=enough * 1.0001)
+        limited = configured(batch_size=12, find_batch=True, memory_limit=enough * 1.0001)
         assert fitting_rows(limited, plan, checkpoint, None).rows == rows
     with pytest.raises(UserError, match="not even one sequence fits"):
-        fitting_rows(configured(memory_limit=needs[1] * 0.5), plan, checkpoint, None)
+        fitting_rows(configured(find_batch=True, memory_limit=needs[1] * 0.5), plan, checkpoint, None)
     result = uptrain(configured(batch_size=12, find_batch=True, memory_limit=needs[3] * 1.0001, quiet=False))
     assert "4 parts of 3 sequences" in capfd.readouterr().err
     assert result.steps == 6
+
+
+def test_no_more_sequences_than_micro_batch_size_are_taken(configured: Configured, checkpoint: Path, capfd):
+    for most, rows in ((12, 12), (5, 4), (3, 3)):
+        config = configured(batch_size=12, micro_batch_size=most, find_batch=True, memory_limit=100.0)
+        plan = make_plan(config, read_config(checkpoint), 1)
+        assert fitting_rows(config, plan, checkpoint, None).rows == rows
+    uptrain(configured(batch_size=8, micro_batch_size=2, find_batch=True, max_steps=1, quiet=False))
+    assert "4 parts of 2 sequences" in capfd.readouterr().err
 
 
 @pytest.fixture
@@ -164,6 +173,10 @@ def test_a_gpu_tries(configured: Configured, monkeypatch: pytest.MonkeyPatch, me
     assert tried[:2] == [4, 2]
     assert "2 parts of 2 sequences" in capfd.readouterr().err
     assert metrics_of(result.run_dir) == expected
+
+    tried.clear()
+    uptrain(configured(find_batch=True, micro_batch_size=3, output=tmp_path / "three"))
+    assert max(tried) == 2
 
     monkeypatch.setattr(NextTokenLoss, "forward", lambda *_: exec("raise MemoryError"))
     with pytest.raises(UserError, match="out of memory with one sequence at once"):

@@ -126,6 +126,59 @@ def test_a_checkpoint_can_be_named(whole, break_off, configured, metrics_of):
     assert metrics_of(run) == whole[0]
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_checkpoint_that_is_damaged_costs_no_other(whole, break_off, configured, metrics_of):
+    run = break_off(5, save_every=1, keep_checkpoints=5)
+    named = run / "checkpoints" / "step-2"
+    (named / "__0_0.distcp").unlink()
+    before = contents(run)
+    with pytest.raises(UserError, match=r"step-2 is damaged \(.*\); name another checkpoint of the run with --resume"):
+        uptrain(configured(resume=str(named)))
+    assert contents(run) == before
+    uptrain(configured(resume=str(named.with_name("step-3"))))
+    assert metrics_of(run) == whole[0]
+
+
+def test_a_checkpoint_that_is_damaged_is_one_sentence_of_two_processes(break_off, flags, finish, tmp_path: Path):
+    run = break_off(5)
+    distcp = run / "checkpoints" / "step-4" / "__0_0.distcp"
+    distcp.write_bytes(distcp.read_bytes()[:1000])
+    before = contents(run / "checkpoints")
+    code, said = finish(flags, processes=2, folder=tmp_path)
+    assert code == 1, said  # the launcher's own
+    assert said.count("step-4 is damaged") == 1
+    assert "CheckpointException" not in said
+    assert contents(run / "checkpoints") == before
+
+
+@pytest.mark.parametrize("damage", ["not json", '{"loss": 1.0}', "[]", "\0\0"])
+def test_metrics_that_are_damaged_cost_no_checkpoint(break_off, configured, damage: str):
+    run = break_off(5)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join([lines[0], damage, *lines[2:], ""]))
+    before = contents(run)
+    with pytest.raises(UserError, match=r"line 2 of .*metrics\.jsonl is damaged .* take that line out"):
+        uptrain(configured(resume=str(run / "checkpoints" / "step-2")))
+    assert contents(run) == before
+    assert uptrain(configured(resume="never", overwrite=True)).steps == 6
+
+
+def test_what_a_kill_has_left_of_a_deleted_checkpoint_is_cleared_away(break_off, configured):
+    run = break_off(5)
+    folder = run / "checkpoints"
+    shutil.copytree(folder / "step-2", folder / "step-1")
+    (folder / "step-1" / "complete.json").unlink()
+    (folder / "step-3").mkdir()
+    for other in (folder / "step-notes", run / "step-1"):
+        other.mkdir()
+    uptrain(configured())
+    assert sorted(path.name for path in folder.iterdir()) == ["step-4", "step-6", "step-notes"]
+    assert (run / "step-1").is_dir()
+
+
 def test_a_kill_while_checkpoints_are_deleted_leaves_none_that_looks_complete(
     whole, break_off, configured, metrics_of, monkeypatch: pytest.MonkeyPatch
 ):

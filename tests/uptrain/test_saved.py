@@ -85,12 +85,25 @@ def test_what_cannot_be_exported(run: Path, checkpoint: Path, tmp_path: Path):
 def test_a_checkpoint_that_has_moved_can_be_named(run: Path, checkpoint: Path, tmp_path: Path):
     record = json.loads((run / "run.json").read_text())
     moved = shutil.copytree(checkpoint, tmp_path / "moved")
-    record["config"]["checkpoint"] = str(tmp_path / "elsewhere")
+    record["checkpoint"] = str(tmp_path / "elsewhere")
     (run / "run.json").write_text(json.dumps(record))
-    assert exported(run, "-o", tmp_path / "new")[0] == 2
+    code, said = exported(run, "-o", tmp_path / "new")
+    assert code == 2
+    assert "is not where it was (no such directory" in said
+    assert "name it with --checkpoint" in said
     assert exported(run, "-o", tmp_path / "new", "--checkpoint", moved)[0] == 0
     (run / "run.json").write_text("{}")
     assert "lacks something" in exported(run, "-o", tmp_path / "newer")[1]
+
+
+def test_a_checkpoint_with_a_relative_path_is_found_from_elsewhere(
+    configured: Configured, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(checkpoint.parent)
+    run = uptrain(configured(checkpoint=checkpoint.name, max_steps=1)).run_dir
+    monkeypatch.chdir(tmp_path)
+    assert exported(run, "-o", tmp_path / "new")[0] == 0
+    assert read_stages(tmp_path / "new")[-1]["config"]["checkpoint"] == checkpoint.name  # as it was given
 
 
 def test_a_run_that_has_saved_nothing(run: Path, tmp_path: Path):

@@ -51,6 +51,15 @@ def test_a_tokenizer_that_closes_documents_itself_is_left_to_it(data, checkpoint
     assert [(ids[0], ids[-1], ids.count(256)) for ids in documents_in(store)] == [(256, 256, 2)] * len(texts)
 
 
+def test_hashes_that_are_damaged_are_a_sentence(data, checkpoint, tmp_path: Path):
+    for damage in ("{", "3"):
+        (tmp_path / "hashes.json").write_text(damage)
+        with pytest.raises(UserError, match=r"hashes\.json is damaged .*; delete it: it is made again"):
+            open_stores(text_of(data, checkpoint), tmp_path, ignore)
+    (tmp_path / "hashes.json").unlink()
+    assert len(open_stores(text_of(data, checkpoint), tmp_path, ignore)[0])
+
+
 def test_a_second_run_reads_what_the_first_has_written(data, checkpoint, tmp_path: Path, monkeypatch):
     first, _ = open_stores(text_of(data, checkpoint), tmp_path, ignore)
     moved = Path(shutil.copy(data, tmp_path / "moved.jsonl"))
