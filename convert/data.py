@@ -5,7 +5,7 @@ Rows may have several texts, as a source and its target: what is read is the col
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -127,6 +127,18 @@ def local_path(data: str) -> Path | None:
     raise UserError(
         f"no such file or folder: {data}{did_you_mean(str(path), near)}; a dataset on the Hub is named org/name"
     )
+
+
+def hub_names(names: Iterable[str | None]) -> list[str]:
+    """Those of `names` of data that are read from the Hub, as what stands on this disk has it."""
+    return [name for name in names if name and name != OWN_TEXT and _is_on_the_hub(name)]
+
+
+def _is_on_the_hub(name: str) -> bool:
+    try:
+        return local_path(name) is None
+    except UserError:  # a file that is gone by now
+        return False
 
 
 def _files(path: Path) -> list[Path]:

@@ -1,8 +1,8 @@
 """Turning TOML tables and command-line values into frozen option dataclasses, with errors that help."""
 
-from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, fields, is_dataclass
+from typing import Any, TypeVar, get_args
 
 from gqa.convert.errors import UserError, did_you_mean
 
@@ -25,10 +25,11 @@ def build_options(kind: type[Options], values: Mapping[str, Any], where: str) ->
     """
     from pydantic import TypeAdapter, ValidationError  # as slow to import as all else that a `--help` needs
 
-    known = [field.name for field in fields(kind)]  # pyright: ignore[reportArgumentType]
+    known = {field.name: field for field in fields(kind)}  # pyright: ignore[reportArgumentType]
     for key in values:
         if key not in known:
             raise UserError(f"{where}: unknown key {key!r}{did_you_mean(key, known)}; known: {', '.join(known)}")
+        _check_booleans(values[key], known[key], where)
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
@@ -42,3 +43,21 @@ def build_options(kind: type[Options], values: Mapping[str, Any], where: str) ->
         else:
             said = f"{key}: {first['msg']}, got {first['input']!r}"
         raise UserError(f"{where}: {said}") from None
+
+
+def _check_booleans(value: Any, field: Field[Any], where: str, table: str = "") -> None:
+    """Refuse true and false where a field is no boolean: pydantic takes them for 1 and 0."""
+    kinds = set(_kinds(field.type))
+    inner = next((kind for kind in kinds if is_dataclass(kind)), None)
+    if inner and isinstance(value, Mapping):
+        for each in fields(inner):
+            _check_booleans(value.get(each.name), each, where, f"{table}{field.name}.")
+    elif bool not in kinds and any(isinstance(each, bool) for each in (value if isinstance(value, list) else [value])):
+        raise UserError(f"{where}: {table}{field.name}: true and false say nothing here, got {value!r}")
+
+
+def _kinds(hint: Any) -> Iterator[Any]:
+    """The types that an annotation is made of."""
+    yield hint
+    for part in get_args(hint):
+        yield from _kinds(part)

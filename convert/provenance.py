@@ -9,7 +9,8 @@ The file holds `{"format": 1, "stages": [...]}`, oldest stage first. Every stage
   `sampled_sha256` (`convert/manifest.py` says of what);
 - what the stage itself has to say: for "convert" `model_type` of the output, `rewritten_from` (the source's, where its
   class has no KV heads, or null), `own_code` (the file of our own code that it needs, or null), `method`, `grouping`,
-  `restrictions` (what the family keeps it from), `calibration` and `fit` (their options, or null), of an
+  `restrictions` (what the family keeps it from), `calibration` and `fit` (their options, or null), with calibration
+  `computed_with` (what the defaults came to) and `hub_data` (its data, if that was a dataset on the Hub), of an
   encoder-decoder `encoder` (whether that was converted too), `keep_architecture` where that was asked for, `seed`,
   `dtype`, `num_heads`, `kv_heads_before` and `kv_heads_after` (one entry a layer; in an encoder-decoder one for every
   attention that was converted, those at one site before those at the next), of latent attention `latent` (its sizes,
@@ -20,7 +21,7 @@ The file holds `{"format": 1, "stages": [...]}`, oldest stage first. Every stage
   given, `kv_budget`, the share of the cache that was asked for, or `auto`, the losses that it was chosen by; for
   "uptrain" `config`,
   `objective`, `teacher` (its `path` and `fingerprint`, or null), `trained` (what of the model, in words), `steps`,
-  `tokens`, `trained_on` and the `validation` results.
+  `tokens`, `trained_on`, `hub_data` (which of the data were datasets on the Hub) and the `validation` results.
 """
 
 import hashlib

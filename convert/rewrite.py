@@ -10,6 +10,7 @@ from typing import Any
 from gqa.convert.ahead import LayerStore, layers_ahead, making_of
 from gqa.convert.calibration import Progress, settled
 from gqa.convert.config import converted_config, converted_wrapper_config
+from gqa.convert.data import hub_names
 from gqa.convert.directory import atomic_directory, check_output, check_space, disk_errors
 from gqa.convert.family import kv_settings
 from gqa.convert.modeling import single_file
@@ -154,7 +155,7 @@ def measured_on(checkpoint: Path, options: ConvertOptions, hidden_size: int) -> 
     came_to = settled(checkpoint, calibration)
     if fit is not None:
         came_to |= fit.settled(hidden_size, int(came_to["sequence_length"]), calibration.tokens)
-    return asked | {"computed_with": came_to}
+    return asked | {"computed_with": came_to, "hub_data": hub_names([calibration.data])}
 
 
 def conversion_stage(plan: Plan, records: Mapping[int, Mapping[str, object]]) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """TOML text for tables of options: what recipes, and the cards that show one, are written with."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,5 +30,9 @@ def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _toml_value(value: Any) -> str:
-    """JSON's spelling of text, numbers, booleans and lists is TOML's too, but for the delete character."""
+    """JSON's spelling is TOML's too, but for numbers that are not finite and the delete character."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # inf, -inf, nan
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -65,6 +65,7 @@ def compare(reports: Sequence[Read]) -> dict[str, Any]:
     notes += _option_notes(reports, "tasks", "task_limit") + _option_notes(reports, "continuations", "new_tokens")
     return {
         **{key: first.raw[key] for key in ("machine", "options")},
+        "hub_data": first.document.hub_data,
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command_line(),

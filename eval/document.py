@@ -324,6 +324,8 @@ class Document(_Part):
     machine: Machine
     options: dict[str, Any]
     """Every option as given; `data` and `window` among them."""
+    hub_data: list[str] = Field(default_factory=list)
+    """The data, if that was a dataset on the Hub; a folder may be called the same."""
     method: list[str] = Field(default_factory=list)
     """What was read and how it was scored, in sentences."""
     notes: list[str] = Field(default_factory=list)

@@ -4,8 +4,8 @@ report.json is one object, `gqa.eval.document.Document`; `report.schema.json` be
 
 - `format`: 2; `created`: UTC, ISO 8601; `command`: the arguments as typed; `versions`; `machine`;
 - `speed`: how speed was measured, and what it says in words; null where it was not;
-- `options`: every field of `EvalOptions`, as given; `method`: what was read and how it was scored, in sentences;
-  `notes`: what a reader must know to compare the rows;
+- `options`: every field of `EvalOptions`, as given; `hub_data`: the data, if that was a dataset on the Hub;
+- `method`: what was read and how it was scored, in sentences; `notes`: what a reader must know to compare the rows;
 - `checkpoints`: an object each, in the order given. `perplexity`, `nll` (nats a token) with `nll_standard_error`;
   against the first checkpoint, null for other tokenizers, `perplexity_ratio` and `nll_above_first`, with the paired
   `nll_above_first_standard_error`; `bits_per_byte`; `sample`: what was scored (tokens, bytes of text they stand for,
@@ -35,6 +35,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gqa.convert.data import hub_names
 from gqa.convert.directory import write_atomically
 from gqa.convert.errors import UserError
 from gqa.convert.precision import dtype_name
@@ -69,6 +70,7 @@ class Report:
             "versions": self.versions,
             "machine": self.machine,
             "options": _as_json(asdict(self.options)),
+            "hub_data": hub_names([self.options.data]),
             "method": self.rows[0].subject.material.sentences(self.options),
             "notes": self.notes(),
             "speed": self.speed(),

@@ -1,6 +1,7 @@
 """`gqa-run`: reads the command line, runs the recipe, prints what came of it."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -120,7 +121,8 @@ def _run(recipe: "Recipe", *, until: StageName, force: bool, as_json: bool, quie
         console.print(results_table(report))
         typer.echo(f"Report: {recipe.report / 'report.html'}, and report.md and report.json beside it")
     elif until == "convert":
-        launch = f"gqa-uptrain --recipe {recipe.output / 'recipe.toml'} --accelerate-config fsdp2"
+        written = str(recipe.output / "recipe.toml")
+        launch = shlex.join(["gqa-uptrain", "--recipe", written, "--accelerate-config", "fsdp2"])
         typer.echo(f"The next stage can run on several GPUs: {launch}", err=True)
 
 

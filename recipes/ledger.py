@@ -8,7 +8,7 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +50,11 @@ class Ledger:
         """Whether this run ever began `stage`: then what lies in its place is the run's own."""
         return stage in self._stages
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether this run has made nothing, as far as it knows."""
+        return not self._stages
+
     def began(self, stage: str, key: str) -> bool:
         """Whether `stage` was last begun with this key: then what it left half done can be taken up again."""
         return self.knows(stage) and self._stages[stage]["key"] == key
@@ -68,12 +73,29 @@ class Ledger:
         """Note that `stage` has ended and left `output`."""
         self._note(stage, key, identity(output))
 
+    @contextmanager
+    def unless_made(self, stage: str, errors: type[BaseException] = BaseException) -> Iterator[None]:
+        """Know of `stage` what was known before, if the block ends in one of `errors`: that still lies there."""
+        before = self._stages.get(stage)
+        try:
+            yield
+        except errors:
+            self._stages.pop(stage, None)
+            if before is not None:
+                self._stages[stage] = before
+            with suppress(OSError):  # of a disk that is full the stage's own error says more
+                self._write()
+            raise
+
     def _note(self, stage: str, key: str, output: str | None) -> None:
         self._stages[stage] = {"key": key, "output": output}
+        self._write()
+
+    def _write(self) -> None:
         write_atomically(self._path, json.dumps(self._stages, indent=2) + "\n")
 
 
-def stage_key(options: Mapping[str, Any], inputs: Mapping[str, str | None]) -> str:
+def stage_key(options: Mapping[str, Any], inputs: Mapping[str, str | list[str] | None]) -> str:
     """A hash of a stage's resolved options and of its inputs' identities."""
     text = json.dumps({"options": options, "inputs": inputs}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -99,7 +121,7 @@ def identity(path: Path) -> str | None:
 
 def data_identity(name: str) -> str:
     """The identity of text on this disk; a dataset elsewhere is known by its name alone."""
-    return identity(Path(name)) or f"name:{name}"
+    return identity(Path(name).expanduser()) or f"name:{name}"
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gqa.convert.errors import UserError, did_you_mean
 from gqa.convert.options import build_options
-from gqa.convert.tables import plain_options
+from gqa.convert.tables import plain_options, to_toml
 from gqa.eval.options import EvalOptions
 from gqa.recipes.demo.corpus import HELD_OUT_FILE, TRAIN
 from gqa.recipes.files import find_recipe, read_recipe
@@ -98,7 +98,9 @@ def load_recipe(name: str, overrides: Iterable[str] = (), output: Path | None = 
     tables = apply_overrides(read_recipe(path), overrides)
     if output is not None:
         tables["output"] = str(output)
-    return _checked(tables, path.stem)
+    recipe = _checked(tables, path.stem)
+    _check_spelling(recipe)
+    return recipe
 
 
 def _checked(tables: dict[str, Any], name: str) -> Recipe:
@@ -106,7 +108,7 @@ def _checked(tables: dict[str, Any], name: str) -> Recipe:
 
     where = f"recipe {name}"
     _check_top_level(tables, where)
-    output = Path(tables.get("output", f"runs/{name}"))
+    output = Path(tables.get("output", f"runs/{name}")).expanduser()
     corpus = build_options(CorpusOptions, tables["corpus"], f"{where}, [corpus]") if "corpus" in tables else None
     conversion = dict(tables.get("convert", {}))
     uptrain, evaluation = dict(tables.get("uptrain", {})), dict(tables.get("eval", {}))
@@ -123,13 +125,27 @@ def _checked(tables: dict[str, Any], name: str) -> Recipe:
     return Recipe(
         name=name,
         description=tables.get("description", ""),
-        checkpoint=tables["checkpoint"],
+        checkpoint=_at_home(tables["checkpoint"]),
         output=output,
         corpus=corpus,
         convert=build_options(ConvertOptions, conversion, f"{where}, [convert]"),
         uptrain=build_options(UptrainConfig, uptrain, f"{where}, [uptrain]"),
         eval=build_options(EvalOptions, evaluation, f"{where}, [eval]"),
     )
+
+
+def _at_home(checkpoint: str) -> str:
+    """A checkpoint's name with `~` spelled out; all others as they are, names on the Hub among them."""
+    return str(Path(checkpoint).expanduser()) if checkpoint.startswith("~") else checkpoint
+
+
+def _check_spelling(recipe: Recipe) -> None:
+    text = to_toml(recipe.tables())
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # a file's name need not be UTF-8, a TOML file must be
+        line = text.split("\n")[text.count("\n", 0, error.start)]
+        raise UserError(f"recipe {recipe.name}: {line!a} is not UTF-8, as a recipe must be; rename the file") from None
 
 
 def _check_top_level(tables: Mapping[str, Any], where: str) -> None:

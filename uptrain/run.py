@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
 
+from gqa.convert.data import hub_names
 from gqa.convert.directory import disk_errors
 from gqa.convert.errors import UserError
 from gqa.convert.options import build_options
@@ -218,6 +219,7 @@ def _facts(setup: Setup) -> dict[str, Any]:
         "teacher": setup.teacher.as_source(),
         "trained": setup.trained.words,
         "trained_on": setup.data.described,
+        "hub_data": hub_names([*(source.data for source in setup.config.sources), setup.config.validation_data]),
     }
 
 

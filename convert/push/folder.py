@@ -91,13 +91,27 @@ def open_folder(path: Path, include: Sequence[str] = ()) -> Folder:
         stages=stages,
         recorded={name: record for name, record in recorded.items() if name not in (CARD_NAME, PICTURE)},
         include=frozenset(include) - {CARD_NAME, PICTURE, FILE_NAME},
-        card=card.read_text(encoding="utf-8") if card.is_file() else None,
+        card=read_card(card),
         card_came_along=card.is_file() and record_whole(card) == recorded.get(CARD_NAME),
     )
     _check_included(folder)
     _check_recorded(folder)
     _check_weights(folder)
     return folder
+
+
+def read_card(path: Path) -> str | None:
+    """The text of a card, None where there is none.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text (byte {error.start}); convert it to UTF-8, or move it away"
+        ) from None
 
 
 def _recorded(path: Path, stage: Mapping[str, Any]) -> dict[str, Record]:

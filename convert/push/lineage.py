@@ -1,13 +1,12 @@
 """Where a checkpoint comes from: its original's name on the Hub, and what is inherited from the original's card."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gqa.convert.data import local_path
 from gqa.convert.errors import UserError, first_line
-from gqa.convert.push.folder import CARD_NAME
+from gqa.convert.push.folder import CARD_NAME, read_card
 
 Stages = Sequence[Mapping[str, Any]]
 
@@ -58,16 +57,25 @@ def inherited(path: Path) -> dict[str, Any]:
     from yaml import YAMLError
 
     card = path / CARD_NAME
-    if not card.is_file():
+    if read_card(card) is None:
         return {}
     try:
         said = metadata_load(card) or {}
     except (ValueError, YAMLError) as error:
         raise UserError(f"the metadata on top of {card} can't be read ({first_line(error)}); mend them") from None
+    if "language" in said:
+        said["language"] = _languages(said["language"])
     known = {key: said[key] for key in INHERITED if said.get(key)}
     if str(known.get("license", "")).strip().lower() in _UNKNOWN:
         known.pop("license", None)
     return known
+
+
+def _languages(said: Any) -> Any:
+    """Languages of a card, Norwegian among them, which YAML takes for a false."""
+    if isinstance(said, list):
+        return [_languages(each) for each in said]
+    return "no" if said is False else said
 
 
 def with_licence(said: Mapping[str, Any], given: str | None, path: Path) -> dict[str, Any]:
@@ -87,22 +95,5 @@ def with_licence(said: Mapping[str, Any], given: str | None, path: Path) -> dict
 
 
 def hub_data(stages: Stages, report: Mapping[str, Any] | None) -> frozenset[str]:
-    """Of the names of data in the record, those of datasets on the Hub."""
-    return frozenset(name for name in _named_data(stages, report) if _is_on_the_hub(name))
-
-
-def _named_data(stages: Stages, report: Mapping[str, Any] | None) -> Iterator[str]:
-    for stage in stages:
-        for options in (stage.get("calibration"), stage.get("config")):
-            named = [options[key] for key in ("data", "validation_data") if options and options.get(key)]
-            for names in named:
-                yield from [names] if isinstance(names, str) else names
-    if report:
-        yield str(report["options"]["data"])
-
-
-def _is_on_the_hub(name: str) -> bool:
-    try:
-        return local_path(name) is None
-    except UserError:  # text that is no longer here
-        return False
+    """Of the names of data, those that the record says were datasets on the Hub: a folder may be called the same."""
+    return frozenset(name for record in (*stages, report or {}) for name in record.get("hub_data") or ())

@@ -85,7 +85,9 @@ class Remote:
         """README.md of the repository."""
         if CARD_NAME not in names:
             return None
-        return self._fetched(CARD_NAME, lambda folder: (folder / CARD_NAME).read_text(encoding="utf-8"))
+        return self._fetched(
+            CARD_NAME, lambda folder: (folder / CARD_NAME).read_text(encoding="utf-8", errors="replace")
+        )
 
     def check_tag(self, tag: str) -> None:
         """Refuse a tag that stands on another commit than the branch's newest.

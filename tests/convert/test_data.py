@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 
-from gqa.convert.data import local_path, read_documents
+from gqa.convert.data import hub_names, local_path, read_documents
 from gqa.convert.errors import UserError
 
 
@@ -169,3 +169,10 @@ def test_long_files_are_read_whole(tmp_path: Path):
     path = tmp_path / "many.jsonl"
     path.write_text("".join(json.dumps({"text": str(number)}) + "\n" for number in range(5000)))
     assert read(path) == [str(number) for number in range(5000)]
+
+
+def test_what_is_on_the_hub_is_told_from_a_folder_of_that_name(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "text").mkdir(parents=True)
+    named = ["data/text", "org/text", None, "self", "gone.jsonl", str(tmp_path)]
+    assert hub_names(named) == ["org/text"]

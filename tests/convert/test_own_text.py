@@ -104,7 +104,7 @@ def test_a_fit_on_own_text_brings_the_logits_nearer(tiny, tmp_path):
         off.append((after - before).square().mean().item())
     assert off[1] < 0.8 * off[0]
     (stage,) = json.loads((tmp_path / "fitted" / "gqa.json").read_text())["stages"]
-    assert stage["calibration"]["data"] == "self"
+    assert (stage["calibration"]["data"], stage["hub_data"]) == ("self", [])
 
 
 def test_a_class_without_kv_heads_writes_as_it_stands(make_checkpoint, tmp_path, state_of):

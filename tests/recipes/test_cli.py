@@ -1,6 +1,7 @@
 """The command `gqa-run`: what it prints where, and how it refuses."""
 
 import json
+import shlex
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,14 @@ def test_dry_run_prints_the_complete_recipe_and_makes_nothing(
     assert tables["uptrain"]["checkpoint"] == "runs/demo/converted"
     assert json.loads(gqa_run("demo", "--dry-run", "--json", "uptrain.max_steps=7").stdout) == tables
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_to_type_next_can_be_typed(gqa_run: Run, recipe_file: Path, tmp_path: Path):
+    run = tmp_path / "my run"
+    done = gqa_run(recipe_file, "--output", run, "--until", "convert")
+    assert done.exit_code == 0, done.stderr
+    command = done.stderr.splitlines()[-1].partition(": ")[2]
+    assert shlex.split(command) == ["gqa-uptrain", "--recipe", str(run / "recipe.toml"), "--accelerate-config", "fsdp2"]
 
 
 @pytest.mark.parametrize(

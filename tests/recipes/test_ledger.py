@@ -57,6 +57,32 @@ def test_identity_covers_every_byte_and_every_name(tmp_path: Path):
     assert data_identity(str(tmp_path / "one" / "a")) == data_identity(str(tmp_path / "same" / "a"))
 
 
+def test_data_in_the_home_directory_go_by_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.jsonl").write_text("a")
+    assert data_identity("~/a.jsonl") == data_identity(str(tmp_path / "a.jsonl"))
+
+
+def test_a_stage_that_did_not_come_about_leaves_what_was_known(tmp_path: Path):
+    ledger = Ledger(tmp_path)
+
+    def interrupted(key: str, errors: type[BaseException] = BaseException) -> None:
+        with ledger.unless_made("convert", errors):
+            ledger.begin("convert", key)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted("key")
+    assert ledger.is_empty
+    ledger.begin("convert", "key")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted("other")
+    assert Ledger(tmp_path).began("convert", "key")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted("other", UserError)
+    assert Ledger(tmp_path).began("convert", "other")
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"convert": 3}', '{"convert": {"key": "k"}}'])
 def test_a_damaged_ledger_is_said_and_can_be_forgiven(tmp_path: Path, text: str):
     (tmp_path / FILE_NAME).write_text(text)

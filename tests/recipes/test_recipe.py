@@ -107,6 +107,12 @@ def test_text_survives_toml(tmp_path: Path):
     assert tomllib.loads(Path(path).read_text()) == {"description": odd, "convert": {"list": [1, 2.5, True, odd]}}
 
 
+def test_numbers_that_are_not_finite_survive_toml():
+    text = to_toml({"a": {"spike_sigmas": float("inf"), "list": [1, float("-inf")], "nan": float("nan")}})
+    assert text == "\n[a]\nspike_sigmas = inf\nlist = [1, -inf]\nnan = nan\n"
+    assert tomllib.loads(text)["a"]["list"] == [1, float("-inf")]
+
+
 def complete(**changed: str) -> dict[str, str]:
     """The lines of a complete recipe, some of them changed."""
     lines = {
@@ -120,6 +126,23 @@ def complete(**changed: str) -> dict[str, str]:
 
 def load(lines: dict[str, str], tmp_path: Path, *overrides: str) -> Recipe:
     return load_recipe(write(tmp_path / "r.toml", "\n".join(lines.values())), overrides)
+
+
+def test_the_home_directory_is_spelt_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = load(complete(checkpoint='checkpoint = "~/tiny"\noutput = "~/runs/x"'), tmp_path)
+    assert recipe.checkpoint == str(tmp_path / "tiny")
+    assert recipe.converted == tmp_path / "runs" / "x" / "converted"
+    assert load(complete(checkpoint='checkpoint = "./org/tiny"'), tmp_path).checkpoint == "./org/tiny"
+
+
+def test_a_name_that_no_toml_file_can_hold_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"recipe r: 'data = .*caf\\udce9.jsonl\"' is not UTF-8.*rename the file"):
+        load(complete(), tmp_path, "uptrain.data=caf\udce9.jsonl")
+
+
+def test_a_time_may_be_a_number_of_seconds(tmp_path: Path):
+    assert load(complete(), tmp_path, "uptrain.max_time=3600").uptrain.seconds == 3600
 
 
 def test_a_complete_recipe_loads(tmp_path: Path):
@@ -162,6 +185,10 @@ def test_a_bad_recipe_is_refused_with_the_place(changed: dict[str, str], said: s
         ("max_steps=3", "unknown table or key 'max_steps'"),
         ("uptrain=3", r"uptrain is a table of options, \[uptrain\], not 3"),
         ("convert.groups=two", "groups: .*valid integer.*'two'"),
+        ("uptrain.max_steps=true", r"\[uptrain\]: max_steps: true and false say nothing here, got True"),
+        ("uptrain.alpha=false", "alpha: true and false say nothing here, got False"),
+        ("uptrain.betas=[true, 0.9]", r"betas: true and false say nothing here, got \[True, 0.9\]"),
+        ('convert.calibration={data = "d", tokens = true}', "calibration.tokens: true and false say nothing here"),
     ],
 )
 def test_a_bad_override_is_refused(override: str, said: str, tmp_path: Path):

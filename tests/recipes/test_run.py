@@ -154,7 +154,10 @@ def test_a_stage_that_fails_leaves_the_finished_ones(gqa_run: Run, recipe_file: 
     assert carried_out(gqa_run(recipe_file, "--output", run, "--json")) == ["uptrain", "eval"]
 
 
-def test_an_interrupted_training_is_resumed(gqa_run: Run, recipe_file: Path, tmp_path: Path):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_training_is_resumed(
+    gqa_run: Run, recipe_file: Path, tmp_path: Path, sent: signal.Signals, code: int
+):
     run = tmp_path / "run"
     steps = ("uptrain.max_steps=100", "uptrain.save_every=10", "uptrain.eval_every=100")
     arguments = (str(recipe_file), "--output", str(run), *steps)
@@ -162,9 +165,10 @@ def test_an_interrupted_training_is_resumed(gqa_run: Run, recipe_file: Path, tmp
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as started:
         while started.poll() is None and not list(run.glob("uptrained.run/checkpoints/step-*")):
             time.sleep(0.05)
-        started.send_signal(signal.SIGINT)
+        started.send_signal(sent)
         said = started.communicate(timeout=120)[1]
-    assert started.returncode == 130, said
+    assert started.returncode == code, said
+    assert "uptrain: stopped before its end; the stages after it were not done" in said
     assert "Traceback" not in said
     assert not (run / "uptrained").exists(), "it was interrupted before its end"
     again = gqa_run(*arguments, "--until", "uptrain")

@@ -73,6 +73,7 @@ def test_a_run_ends_in_a_complete_checkpoint(configured, checkpoint: Path):
     assert stage["source"] == {"path": str(checkpoint), "fingerprint": fingerprint(checkpoint)}
     assert (stage["steps"], stage["tokens"], stage["validation"]) == (6, 768, result.validation)
     assert stage["config"]["learning_rate"] == 1e-2
+    assert stage["hub_data"] == []
     model: Any = AutoModelForCausalLM.from_pretrained(result.output)
     tokenizer = AutoTokenizer.from_pretrained(result.output)
     ids = tokenizer("abc", return_tensors="pt")["input_ids"]
