@@ -50,11 +50,6 @@ class Ledger:
         """Whether this run ever began `stage`: then what lies in its place is the run's own."""
         return stage in self._stages
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether this run has made nothing, as far as it knows."""
-        return not self._stages
-
     def began(self, stage: str, key: str) -> bool:
         """Whether `stage` was last begun with this key: then what it left half done can be taken up again."""
         return self.knows(stage) and self._stages[stage]["key"] == key

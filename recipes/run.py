@@ -21,7 +21,8 @@ from gqa.convert.provenance import fingerprint
 from gqa.convert.source import resolve_checkpoint
 from gqa.convert.tables import to_toml
 from gqa.recipes.demo.corpus import write_corpus
-from gqa.recipes.ledger import Ledger, StageName, data_identity, locked, stage_key
+from gqa.recipes.ledger import FILE_NAME as LEDGER_NAME
+from gqa.recipes.ledger import LOCK_NAME, Ledger, StageName, data_identity, locked, stage_key
 from gqa.recipes.recipe import CorpusOptions, Recipe
 from gqa.recipes.uptraining import decisive, is_made_by, is_under_way, learns_otherwise, named_teacher, teacher_key
 
@@ -30,6 +31,8 @@ Say = Callable[[str], None]
 MADE = ("corpus", "converted", "uptrained", "uptrained.previous", "uptrained.run", "report")
 """What a run makes in its directory, and may replace there."""
 
+_OWN = {"recipe.toml", LEDGER_NAME, LOCK_NAME}
+"""What is in the run's directory before any stage has made anything."""
 _STOPPED = 143
 """The exit code of a run that was told to stop, or had no more time, before its last stage."""
 
@@ -96,7 +99,7 @@ def run_recipe(
                 if stage.name == until:
                     break
         except BaseException:
-            if is_new and ledger.is_empty:
+            if is_new and {path.name for path in recipe.output.iterdir()} <= _OWN:
                 shutil.rmtree(recipe.output)
             raise
     return carried_out

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
+from gqa.convert import fit
 from gqa.convert.provenance import fingerprint, read_stages
 from gqa.recipes.recipe import load_recipe
 
@@ -176,6 +177,33 @@ def test_an_interrupted_training_is_resumed(
     assert "convert: skipped, up to date" in again.stderr
     assert "Resuming" in again.stderr
     assert (run / "uptrained" / "config.json").is_file()
+
+
+def test_a_fit_that_is_broken_off_keeps_its_layers(
+    gqa_run: Run, recipe_file: Path, text: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run, fitted = tmp_path / "run", fit.fit_layer
+    sizes = ("tokens=64", "held_out_tokens=32", "sequence_length=32")
+    asked = ["convert.method=lowrank", "convert.fit.steps=2", f"convert.calibration.data={text['train']}"]
+    asked += [f"convert.calibration.{size}" for size in sizes]
+
+    def stopped(*given: Any, **more: Any) -> Any:
+        if list(run.glob("converted.layers-*/layer-*")):
+            raise KeyboardInterrupt
+        return fitted(*given, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fit, "fit_layer", stopped)
+        assert gqa_run(recipe_file, *asked, "--output", run, "--until", "convert").exit_code == 130
+    (kept,) = run.glob("converted.layers-*/layer-*")
+    before = kept.stat().st_mtime_ns
+    with monkeypatch.context() as patched:
+        seen = []
+        patched.setattr(
+            fit, "fit_layer", lambda *given, **more: seen.append(kept.stat().st_mtime_ns) or fitted(*given, **more)
+        )
+        assert gqa_run(recipe_file, *asked, "--output", run, "--until", "convert").exit_code == 0
+    assert seen == [before]  # the other layer alone
 
 
 def test_a_training_that_can_not_begin_leaves_the_earlier_one(gqa_run: Run, recipe_file: Path, run: Path):
