@@ -42,7 +42,8 @@ def export_gguf(options: ExportOptions, advance: Callable[[int], None] = lambda 
     """
     if importlib.util.find_spec("gguf") is None:
         raise UserError("gqa-export needs the package gguf; install it with pip install 'gqa[gguf]'")
-    _check_output(options)
+    with disk_errors(options.output):
+        _check_output(options)
     config = _configuration(options.directory)
     architecture = architecture_for(config)
     pieces = _pieces(config, architecture, options)

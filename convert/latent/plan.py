@@ -18,7 +18,7 @@ from gqa.convert.latent.division import divided
 from gqa.convert.latent.factors import Factors
 from gqa.convert.latent.frequencies import rope_settings, score_factor
 from gqa.convert.latent.normed import spare_channels
-from gqa.convert.latent.sources import ATTENTION, NORM, check_heads, check_held
+from gqa.convert.latent.sources import ATTENTION, NORM, check_family, check_held
 from gqa.convert.latent.target import MODEL_TYPES, LatentShape, family
 from gqa.convert.plan import ConvertOptions, Plan, plan_conversion
 from gqa.convert.pretrained import load_config
@@ -248,7 +248,7 @@ def plan_latent(
     Raises:
         UserError: anything about the checkpoint or the options that makes the conversion impossible.
     """
-    check_heads(open_for(checkpoint, groups=options.groups))
+    check_family(open_for(checkpoint, groups=options.groups))
     source = plan_conversion(checkpoint, options)
     config = load_config(checkpoint, source.config if source.rewritten_from else None, wrapped=True)
     no_engine = check_held(source, config, latent.model_type)

@@ -27,22 +27,23 @@ _IN_LAYERS = {
     "post_attention_layernorm.weight",
     *(f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
 }
+_INSTEAD = "merge its heads instead, without --to mla"
 _LAYER = re.compile(r"model\.layers\.\d+\.")
 
 
-def check_heads(opened: Checkpoint) -> None:
-    """Refuse one KV head: what plans a conversion starts from several.
+def check_family(opened: Checkpoint) -> None:
+    """Refuse what is known to be impossible before the conversion is planned: a family, or one KV head.
 
     Raises:
-        UserError: with that or a better reason.
+        UserError: with the reason.
     """
-    if opened.shape.num_kv_heads > 1 or opened.rewrite is not None:
-        return
-    reason = _of_family(opened.family) or "it has one KV head, and a latent is made from those of several"
-    raise UserError(
-        f"{opened.family.model_type} can't be converted to latent attention: {reason}; there are no heads to merge "
-        "either, so leave the checkpoint as it is"
-    )
+    alone = opened.shape.num_kv_heads == 1 and opened.rewrite is None
+    reason = _of_family(opened.family)
+    if alone:
+        reason = reason or "it has one KV head, and a latent is made from those of several"
+        raise _refusal(opened.family.model_type, reason, "there are no heads to merge either; leave it as it is")
+    if reason:
+        raise _refusal(opened.rewritten_from or opened.family.model_type, reason, _INSTEAD)
 
 
 def check_held(source: Plan, config: "PreTrainedConfig", target: str) -> str | None:
@@ -59,16 +60,17 @@ def check_held(source: Plan, config: "PreTrainedConfig", target: str) -> str | N
     Raises:
         UserError: with the reason.
     """
-    reason = _of_family(source.family) or _of_settings(source, config) or _of_tensors(source)
+    reason = _of_settings(source, config) or _of_tensors(source)
     of_engines = None if reason else _of_engines(source, config)
     if target == "deepseek_v3" and of_engines:
         raise UserError(f"it can't become a deepseek_v3: {of_engines}; leave --model-type out, for a youtu")
     if reason:
-        model_type = source.rewritten_from or source.family.model_type
-        raise UserError(
-            f"{model_type} can't be converted to latent attention: {reason}; merge its heads instead, without --to mla"
-        )
+        raise _refusal(source.rewritten_from or source.family.model_type, reason, _INSTEAD)
     return of_engines
+
+
+def _refusal(model_type: str, reason: str, instead: str) -> UserError:
+    return UserError(f"{model_type} can't be converted to latent attention: {reason}; {instead}")
 
 
 def _of_family(family: Family) -> str | None:
@@ -83,7 +85,7 @@ def _of_family(family: Family) -> str | None:
     if family.outputs != "plain" or family.beside:
         return "its attention has more than queries, keys and values, which the class that holds the result has not"
     if family.model_type not in HELD:
-        return f"a {family.model_type} has other norms, positions or feed-forward layers than the class for the result"
+        return "it has other norms, positions or feed-forward layers than the class that holds the result"
     return None
 
 

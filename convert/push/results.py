@@ -1,6 +1,7 @@
 """What gqa-eval measured of a checkpoint and of what it was made from: finding the report, and reading it."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ def find_results(directory: Path, stages: Sequence[Mapping[str, Any]], given: Pa
         if results is None:
             raise UserError(
                 f"{path} did not measure {directory} as it is now: no row has its fingerprint; "
-                f"run gqa-eval ORIGINAL {directory} --data TEXT -o REPORT"
+                f"run gqa-eval ORIGINAL {shlex.quote(str(directory))} --data TEXT -o REPORT"
             )
         return results
     near = (directory / _NAME, directory.absolute().parent / "report" / _NAME)

@@ -1,5 +1,6 @@
 """How publishing looks in a terminal, and to programs."""
 
+import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -53,9 +54,12 @@ def remarks(parcel: Parcel, card: CardChoice) -> list[str]:
     if card == "made" and parcel.base_model is None:
         found.append("The original came from a directory, so the card links to none; --base-model org/name names it.")
     if card == "made" and parcel.results is None:
+        directory = parcel.options.directory
         found.append(
             "No report of gqa-eval on this checkpoint is at hand, so the card has no figures: "
-            f"gqa-eval ORIGINAL {parcel.options.directory} --data TEXT -o {parcel.options.directory.parent / 'report'}"
+            + shlex.join(
+                ["gqa-eval", "ORIGINAL", str(directory), "--data", "TEXT", "-o", str(directory.parent / "report")]
+            )
         )
     return found
 

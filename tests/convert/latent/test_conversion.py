@@ -227,11 +227,15 @@ def test_bad_options_are_one_sentence(small, tmp_path, arguments, says):
     [
         ({"model_type": "mistral", "sliding_window": 16}, "sees a window of 16 tokens"),
         ({"model_type": "qwen3"}, "a norm on its queries and keys"),
-        ({"model_type": "phi"}, "a phi has other norms"),
+        ({"model_type": "phi"}, "phi can't be converted to latent attention: it has other norms"),
+        (
+            {"model_type": "gpt_neox", "num_key_value_heads": None},
+            "gpt_neox can't be converted to latent attention: it has",
+        ),
         ({"model_type": "ernie4_5", "use_bias": True}, "no place for model.layers.0.mlp."),
         ({"model_type": "mpt"}, "it has no rotary positions"),
         ({"num_key_value_heads": 1}, "llama can't be converted to latent attention: it has one KV head"),
-        ({"model_type": "gemma", "num_key_value_heads": 1}, "a gemma has other norms"),
+        ({"model_type": "gemma", "num_key_value_heads": 1}, "it has other norms"),
         ({"mlp_bias": True}, "no place for model.layers.0.mlp."),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "change with the length"),
     ],
@@ -244,6 +248,11 @@ def test_what_the_class_can_not_hold_is_refused_by_name(make_checkpoint, tmp_pat
     assert result.stderr.count("\n") == 1
     assert says in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_an_encoder_decoder_is_refused_as_one(make_encoder_decoder, tmp_path):
+    arguments = ["--to", "mla", "--kv-budget", "0.5", str(make_encoder_decoder("t5")), "-o", str(tmp_path / "out")]
+    assert "it is an encoder-decoder, of which no class has it" in CliRunner().invoke(app, arguments).stderr
 
 
 def test_every_other_family_has_a_reason():

@@ -200,7 +200,7 @@ ENGINES = ["--to", "mla", "--model-type", "deepseek_v3"]
         ({}, ["--model-type", "deepseek_v3", "-g", "2"], "--model-type are for --to mla"),
         ({"attention_bias": True}, [*ENGINES, "--kv-rank", "8"], "its projections have biases"),
         ({"rope_parameters": YARN}, [*ENGINES, "--kv-rank", "8"], "rotary settings of type yarn"),
-        ({"model_type": "phi"}, [*ENGINES, "--kv-rank", "8"], "a phi has other norms"),
+        ({"model_type": "phi"}, [*ENGINES, "--kv-rank", "8"], "it has other norms"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
