@@ -8,6 +8,7 @@ import sys
 import threading
 
 import pytest
+from refusals import said
 
 from gqa.convert.push.patience import GO_ON
 
@@ -21,12 +22,6 @@ EVERYWHERE = [
     "PUT /lfs/",
     "POST .*/commit/",
 ]
-
-
-def said(result) -> str:
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.output
-    return " ".join(result.stderr.split())
 
 
 def test_a_token_that_is_not_accepted(hub, push, converted, waits):
