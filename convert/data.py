@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gqa.convert.errors import UserError, did_you_mean, first_line
+from gqa.convert.names import check_names
 from gqa.convert.sound import Sound, sound_of
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def local_path(data: str) -> Path | None:
         UserError: it is neither.
     """
     path = Path(data).expanduser()
+    check_names(path)
     if path.exists():
         return path
     is_name = _HUB_NAME.match(data) and path.suffix not in (*_FOLDER_SUFFIXES, ".json")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gqa.convert.errors import UserError, did_you_mean
+from gqa.convert.names import check_names
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _FOLDERS = ("additional_chat_templates",)
@@ -22,6 +23,7 @@ def resolve_checkpoint(name: str | Path) -> Path:
         UserError: no such directory, not a checkpoint, or the Hub does not have it or can't be reached.
     """
     path = Path(name)
+    check_names(path)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"{path} has no config.json; name the directory of a Hugging Face checkpoint")

@@ -7,9 +7,9 @@ from pathlib import Path
 from gqa.convert.data import local_path
 from gqa.convert.directory import check_output
 from gqa.convert.errors import UserError
+from gqa.convert.names import check_names
 from gqa.eval.continuations import read_prompts
 from gqa.eval.measure import Beside, Measuring, Progress
-from gqa.eval.names import check_names
 from gqa.eval.options import EvalOptions
 from gqa.eval.precision import check_one_precision
 from gqa.eval.processes import Processes, join_processes
@@ -39,7 +39,6 @@ def evaluate(
         UserError: whatever the user can mend; nothing is left in `output`.
     """
     processes = join_processes(options.device)
-    check_names(options.data, options.task_path, *options.tasks, output)
     _check(options, processes)
     named = name_checkpoints(checkpoints)
     if output is not None and processes.is_first:
@@ -63,6 +62,7 @@ def _check(options: EvalOptions, processes: Processes) -> None:
     if processes.count > 1 and options.alone:
         raise UserError(f"{' and '.join(options.alone)} is measured by one process; leave it out, or launch only one")
     read_prompts(options.prompts)
+    check_names(options.task_path, *options.tasks)
     check_tasks(options)
 
 

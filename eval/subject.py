@@ -14,7 +14,6 @@ from gqa.convert.tensors import weight_files
 from gqa.eval.continuations import check_prompts
 from gqa.eval.history import read_history
 from gqa.eval.material import Material
-from gqa.eval.names import check_names
 from gqa.eval.options import EvalOptions
 from gqa.eval.pairs import pair_material
 from gqa.eval.recall import check_recall
@@ -92,7 +91,6 @@ def name_checkpoints(checkpoints: Sequence[str | Path]) -> list[tuple[str, Path]
         UserError: one is not there, or two have the same label.
     """
     given = [_split_label(checkpoint) for checkpoint in checkpoints]
-    check_names(*(name for _, name in given))
     paths = [resolve_checkpoint(name) for _, name in given]
     unnamed = [
         path.resolve() for (label, name), path in zip(given, paths, strict=True) if not label and _is_local(name)

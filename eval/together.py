@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gqa.convert.directory import check_output
+from gqa.convert.names import check_names
 from gqa.eval.compare import compare
 from gqa.eval.document import Document
-from gqa.eval.names import check_names
 from gqa.eval.read import read_report
 from gqa.eval.written import write_files
 
@@ -33,7 +33,7 @@ def compare_reports(paths: Sequence[Path], output: Path | None = None, *, overwr
     Raises:
         UserError: they can't be compared, one can't be read, or there is no place for the output.
     """
-    check_names(*paths, output)
+    check_names(*paths)
     if output is not None:
         check_output(output, list(paths), overwrite=overwrite)
     merged = compare([read_report(path) for path in paths])

@@ -176,3 +176,8 @@ def test_what_is_on_the_hub_is_told_from_a_folder_of_that_name(tmp_path: Path, m
     (tmp_path / "data" / "text").mkdir(parents=True)
     named = ["data/text", "org/text", None, "self", "gone.jsonl", str(tmp_path)]
     assert hub_names(named) == ["org/text"]
+
+
+def test_a_name_that_no_disk_can_look_up_is_a_sentence():
+    with pytest.raises(UserError, match=r"^a{60}\.\.\. can't be looked up \(File name too long\); name another path$"):
+        local_path("a" * 300)
