@@ -33,6 +33,7 @@ def _check_place(output: Path, *, overwrite: bool) -> None:
             raise UserError(f"the output {output} exists; choose another with --output, or replace it with --overwrite")
         if output.is_symlink() or not output.is_dir():
             raise UserError(f"the output {output} is not a directory; --overwrite replaces directories only")
+        _check_replaceable(output)
     parent = _existing_parent(output)
     if not parent.is_dir():
         raise UserError(f"{parent} is not a directory, so {output} can't be made; choose another place with --output")
@@ -85,8 +86,8 @@ def atomic_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]
     Raises:
         UserError: `target` is a directory that can't be replaced.
     """
-    if overwrite and (target.is_mount() or Path.cwd().is_relative_to(target.resolve())):
-        raise _irreplaceable(target)  # before anything is computed; paths would lead nowhere from a directory moved
+    if overwrite:
+        _check_replaceable(target)
     with made_parents(target):
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         work.chmod(0o777 & ~current_umask())
@@ -127,6 +128,12 @@ def _replace(target: Path, work: Path) -> None:
         shutil.rmtree(old)
         raise
     shutil.rmtree(old)
+
+
+def _check_replaceable(output: Path) -> None:
+    """Paths would lead nowhere from a working directory that was moved aside."""
+    if output.is_mount() or Path.cwd().is_relative_to(output.resolve()):
+        raise _irreplaceable(output)
 
 
 def _irreplaceable(output: Path) -> UserError:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from edits import edit_tensors
 
-from gqa.convert.directory import atomic_directory, disk_errors
+from gqa.convert.directory import atomic_directory, check_output, disk_errors
 from gqa.convert.errors import UserError
 
 IRREPLACEABLE = "can't be replaced, as it is a mount point, in use, or where this command runs; choose another"
@@ -24,6 +24,8 @@ def test_the_working_directory_is_not_replaced(refuse, checkpoint, tmp_path, mon
 
 @pytest.mark.parametrize("mount", [path for path in ("/proc", "/dev", "/Volumes") if os.path.ismount(path)])
 def test_a_mount_point_is_not_replaced(mount):
+    with pytest.raises(UserError, match=IRREPLACEABLE):
+        check_output(Path(mount), [], overwrite=True)
     with pytest.raises(UserError, match=IRREPLACEABLE), atomic_directory(Path(mount), overwrite=True):
         pytest.fail("it began")
 
@@ -95,6 +97,10 @@ def test_a_place_inside_a_file(refuse, checkpoint, tmp_path, inside):
     file = tmp_path / "file"
     file.write_text("precious")
     refuse("-g", 2, checkpoint, "-o", file / inside, says=f"{file} is not a directory, so {file / inside} can't be")
+
+
+def test_an_input_whose_name_is_too_long(refuse, checkpoint):
+    refuse("-g", 2, "a" * 300, says=f"{'a' * 60}... can't be looked up (File name too long); name another path")
 
 
 @pytest.mark.parametrize("name", ["a" * 245, "a" * 255, "a" * 256, "ü" * 123, f"{'a' * 256}/out"])
