@@ -58,7 +58,9 @@ def check_prompts(
         length = len(tokenizer(text, verbose=False)["input_ids"])
         if length == 0:
             raise UserError(f"the prompt {text!r} has no tokens; use a longer one")
-        if positions is not None and length + new_tokens > positions:
+        # An encoder-decoder has positions for its source and for its target.
+        longest = max(length, new_tokens) if config.is_encoder_decoder else length + new_tokens
+        if positions is not None and longest > positions:
             raise UserError(
                 f"a prompt of {length} tokens and {new_tokens} new ones are more than the {positions} positions of "
                 f"{checkpoint}; shorten it, or ask for fewer with --new-tokens"

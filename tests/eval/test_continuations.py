@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from gqa.convert.errors import UserError
-from gqa.eval.continuations import continue_prompts, read_prompts
+from gqa.eval.continuations import check_prompts, continue_prompts, read_prompts
 from gqa.eval.model import load_model
 
 PICKY = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 2, "num_beams": 3}
@@ -82,6 +82,21 @@ def test_an_encoder_decoder_is_given_the_source(make_encoder_decoder):
     (made,) = continue_prompts(model, tokenizer, ["The quick"], 4)
     assert made.prompt == "The quick"
     assert isinstance(made.text, str)
+
+
+def test_an_encoder_decoder_has_positions_for_its_source_and_for_its_target(make_encoder_decoder, checkpoint):
+    path, prompt = make_encoder_decoder(model_type="bart"), "a" * 40
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    model.generation_config.eos_token_id = model.config.vocab_size + 1  # so that it goes on to the end
+    positions = model.config.max_position_embeddings
+    check_prompts([prompt], positions, tokenizer, model.config, path)
+    (made,) = continue_prompts(model, tokenizer, [prompt], positions)
+    assert made.text
+    with pytest.raises(UserError, match=f"are more than the {positions} positions"):
+        check_prompts([prompt], positions + 1, tokenizer, model.config, path)
+    one = AutoConfig.from_pretrained(checkpoint)
+    with pytest.raises(UserError, match=f"are more than the {one.max_position_embeddings} positions"):
+        check_prompts([prompt], one.max_position_embeddings, tokenizer, one, checkpoint)
 
 
 def test_prompts_are_texts_and_lines_of_files(tmp_path: Path):

@@ -97,9 +97,12 @@ def test_a_compiled_model_uses_it_too(make_checkpoint: Callable[..., Path], keys
     assert sum(keys_seen) < 30 * len(keys_seen)
 
 
-def test_what_is_not_causal_is_left_alone(make_encoder_decoder: Callable[..., Path], keys_seen: list[int]):
+@pytest.mark.parametrize("model_type", ["bart", "t5"])
+def test_what_is_not_causal_is_left_alone(
+    make_encoder_decoder: Callable[..., Path], model_type: str, keys_seen: list[int]
+):
     """The encoder sees all; the decoder of as many tokens sees the encoder's."""
-    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make_encoder_decoder("bart")).eval()
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make_encoder_decoder(model_type=model_type)).eval()
     ids = torch.randint(5, 200, (2, 20), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[1, 12:] = 0

@@ -251,7 +251,7 @@ def test_what_the_class_can_not_hold_is_refused_by_name(make_checkpoint, tmp_pat
 
 
 def test_an_encoder_decoder_is_refused_as_one(make_encoder_decoder, tmp_path):
-    arguments = ["--to", "mla", "--kv-budget", "0.5", str(make_encoder_decoder("t5")), "-o", str(tmp_path / "out")]
+    arguments = ["--to", "mla", "--kv-budget", "0.5", str(make_encoder_decoder()), "-o", str(tmp_path / "out")]
     assert "it is an encoder-decoder, of which no class has it" in CliRunner().invoke(app, arguments).stderr
 
 
