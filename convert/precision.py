@@ -42,8 +42,7 @@ def narrowed(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         if lost.any():
             largest = tensor[lost].abs().max().item()
             raise UserError(
-                f"{name} holds {largest:.4g}, more than a {dtype_name(dtype)} can; take --dtype bfloat16, or leave "
-                "--dtype out"
+                f"{name} holds {largest:.4g}, more than a {dtype_name(dtype)} can; take --dtype bfloat16 or float32"
             )
     return cast
 

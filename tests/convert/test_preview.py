@@ -1,7 +1,6 @@
 """What a dry run recommends is what can be done with the checkpoint."""
 
 import json
-from typing import Any
 
 import pytest
 from transformers import (
@@ -15,16 +14,6 @@ from transformers import (
 from typer.testing import CliRunner
 
 from gqa.convert.cli import app
-
-LLAMA: dict[str, Any] = {
-    "vocab_size": 320,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 128,
-}
 
 
 def recommended(checkpoint, *more):
@@ -57,19 +46,20 @@ def test_a_tokenizer_without_a_token_to_begin_with(make_checkpoint, make_tokeniz
 
 
 @pytest.mark.parametrize("part", ["classifier", "bare"])
-def test_weights_without_a_head(part, make_tokenizer, tmp_path):
-    config = LlamaConfig(**LLAMA, pad_token_id=0, tie_word_embeddings=False)
+def test_weights_without_a_head(part, make_checkpoint, make_tokenizer, tmp_path):
+    config = LlamaConfig.from_pretrained(make_checkpoint())
     model = LlamaForSequenceClassification(config) if part == "classifier" else LlamaForCausalLM(config).model
     model.save_pretrained(tmp_path / "ckpt")
     make_tokenizer().save_pretrained(tmp_path / "ckpt")
     assert recommended(tmp_path / "ckpt") == GIVEN
 
 
-def test_a_language_model_inside_another(make_tokenizer, tmp_path):
+def test_a_language_model_inside_another(make_checkpoint, make_tokenizer, tmp_path):
     eyes = CLIPVisionConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
     )
-    config = LlavaConfig(text_config=LlamaConfig(**LLAMA), vision_config=eyes, image_token_index=319)
+    words = LlamaConfig.from_pretrained(make_checkpoint())
+    config = LlavaConfig(text_config=words, vision_config=eyes, image_token_index=319)
     AutoModelForMultimodalLM.from_config(config).save_pretrained(tmp_path / "ckpt")
     make_tokenizer().save_pretrained(tmp_path / "ckpt")
     assert recommended(tmp_path / "ckpt") == GIVEN
